@@ -1,0 +1,55 @@
+# One command each; every one makes the environment first if it is missing or if the lock changed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DATA   ?= ../shared
+PREFECT_OFF := PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
+
+.PHONY: help env demo test test-data lint format bench lock clean
+
+help:            ## list the commands
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(READY)    ## make the environment from requirements-dev.lock
+
+$(READY): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medtl needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	@echo "medtl: making the environment in $(VENV) (about 6 GB with torch, some minutes)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@# The lock is complete, so pip resolves nothing (older pips refuse `sqlalchemy[asyncio]` beside hashes otherwise).
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: $(READY)   ## write a small hospital, train on it, name the report
+	@$(BIN)/medtl demo
+
+test: $(READY)   ## every test that needs nothing but this folder
+	@$(PREFECT_OFF) $(BIN)/python -m pytest -m "not data" --cov --cov-report=term:skip-covered $(ARGS)
+
+test-data: $(READY) ## the tests on real scans (DATA=folder that holds data/ and weights/)
+	@MEDTL_TEST_DATA=$(abspath $(DATA)) $(PREFECT_OFF) $(BIN)/python -m pytest -m data $(ARGS)
+
+lint: $(READY)   ## format, style, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(READY) ## write the format and the safe fixes
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## every benchmark beside its peers (ARGS=--json for figures)
+	@for file in benchmarks/*.py; do $(BIN)/python $$file $(ARGS) || exit 1; done
+
+lock: $(READY)   ## renew both locks from pyproject.toml
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock
+	@$(BIN)/uv pip compile pyproject.toml --upgrade --extra test --extra lint --extra build -c requirements.lock \
+	  --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
+	  -o requirements-dev.lock
+
+clean:           ## remove the environment and caches
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,293 @@
+"""A result is a folder named by the fingerprint of what it was made from.
+
+The one place that decides whether work is done already, from bytes: the fingerprint covers the config section, the
+digests of the inputs and the code that ran. A folder is written under a temporary name, every file is fsynced, the
+manifest goes last, and one rename publishes it: a crash leaves rubbish to sweep, never a lie. Every file is checked
+against the manifest when it is read. One lock per fingerprint makes two runs at once safe: the second waits, then
+finds the first one's result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from medtl.errors import StorageError, TamperedError
+from medtl.records import Artifact
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+MANIFEST = "manifest.json"
+FORMAT = 1
+_CHUNK = 1 << 20
+
+
+def canonical(value: Any) -> bytes:
+    """Write a JSON value in its one canonical form: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str, allow_nan=False)
+    return text.encode()
+
+
+def digest_of(value: Any) -> str:
+    """Give the sha256 of a JSON value's canonical form, in hex."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Give the sha256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@functools.cache
+def code_digest(*rooms: str) -> str:
+    """Give the digest of the source of some packages of medtl and of the foundation they stand on.
+
+    Args:
+        rooms: package names below ``medtl``, for instance ``"scans"``.
+    """
+    root = Path(__file__).parent
+    files = sorted(root.glob("*.py")) + [f for room in sorted(rooms) for f in sorted((root / room).rglob("*.py"))]
+    return digest_of([[f.relative_to(root).as_posix(), file_digest(f)] for f in files])
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write a record (or a tuple of them) as canonical, indented JSON."""
+    write_json(path, TypeAdapter(type(record)).dump_python(record, mode="json") if record is not None else None)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value, indented, keys sorted, and put it on the disk."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """Read a record back and check its types.
+
+    Raises:
+        StorageError: missing, not JSON, or not such a record.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except (OSError, ValidationError, ValueError) as error:
+        raise StorageError(f"{path}: is not a readable {getattr(kind, '__name__', kind)}: {error}") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file in one step: temporary name, fsync, rename.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into one sentence that says what to try.
+
+    Raises:
+        StorageError: full disk, file-size limit, no permission, read-only file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(
+                f"The disk is full, or a file-size limit was reached, while writing below '{_folder(path)}'. Nothing "
+                "that was finished is lost: free some space (or raise the limit), then run the same command again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise StorageError(
+                f"'{_folder(path)}' cannot be written ({error.strerror}). Choose another workspace: --set workspace=FOLDER"
+            ) from error
+        raise
+
+
+class Store:
+    """The artifacts of one workspace, under ``<workspace>/artifacts/<kind>/<fingerprint>``.
+
+    Args:
+        workspace: folder; made (0700) if it is missing.
+
+    Raises:
+        StorageError: the workspace cannot be written.
+    """
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace.absolute()
+        self.root = self.workspace / "artifacts"
+        with storage_errors(self.workspace):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.workspace.chmod(0o700)
+            probe = self.root / f".probe.{os.getpid()}"
+            probe.write_bytes(b"medtl")
+            probe.unlink()
+
+    def find(self, kind: str, inputs: Mapping[str, Any]) -> Artifact | None:
+        """Look a finished result up by its inputs; check every byte of it.
+
+        Raises:
+            TamperedError: it is there, and is not what was written.
+        """
+        fingerprint = digest_of([FORMAT, kind, inputs])
+        folder = self._folder(kind, fingerprint)
+        if not (folder / MANIFEST).is_file():
+            return None
+        return Artifact(kind, fingerprint, verify(folder), folder, reused=True)
+
+    def make(self, kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) -> Artifact:
+        """Find a result, or build it once, whoever else is asking.
+
+        Args:
+            kind: short name; the folder it goes under.
+            inputs: JSON mapping of everything the result depends on.
+            build: writes the result's files into the empty folder it is given.
+
+        Raises:
+            TamperedError: a finished result was altered.
+            StorageError: the disk is full or cannot be written.
+        """
+        fingerprint = digest_of([FORMAT, kind, inputs])
+        folder = self._folder(kind, fingerprint)
+        with self.lock(f"{kind}-{fingerprint[:16]}"):
+            found = self.find(kind, inputs)
+            if found is not None:
+                log.info("%s %s: done before, nothing to compute", kind, fingerprint[:12])
+                return found
+            with storage_errors(folder):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                _sweep(folder.parent, fingerprint)
+                temporary = Path(tempfile.mkdtemp(prefix=f".{fingerprint[:16]}.", dir=folder.parent))
+            try:
+                with storage_errors(folder):
+                    build(temporary)
+                    digest = _seal(temporary, kind, fingerprint, inputs)
+                    temporary.rename(folder)
+                    _sync_folder(folder.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        log.info("%s %s: written", kind, fingerprint[:12])
+        return Artifact(kind, fingerprint, digest, folder)
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold the lock of this name; wait, and say so, while another process holds it. Dies with the process."""
+        folder = self.workspace / "locks"
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+            handle = (folder / name).open("w")
+        try:
+            since = time.monotonic()
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if (waited := time.monotonic() - since) < 1:
+                        log.warning("another run is working on %s; waiting for it", name)
+                        since -= 1
+                    time.sleep(min(1.0, 0.05 + waited / 10))
+            yield
+        finally:
+            handle.close()
+
+    def scratch(self, name: str) -> Path:
+        """Give a folder for unfinished work that survives a crash (training state), made if missing."""
+        folder = self.workspace / "unfinished" / name
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _folder(self, kind: str, fingerprint: str) -> Path:
+        return self.root / kind / fingerprint[:32]
+
+
+def verify(folder: Path) -> str:
+    """Check every file of a finished result against its manifest; give the digest of its contents.
+
+    Raises:
+        TamperedError: a file is missing, added or altered, or the manifest is.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        files: dict[str, str] = manifest["files"]
+        digest = str(manifest["digest"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TamperedError(f"'{folder}' has no readable manifest. Delete the folder; it will be made again.") from error
+    present = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()} - {MANIFEST}
+    wrong = present ^ set(files) or {name for name, sha in files.items() if file_digest(folder / name) != sha}
+    if wrong or digest != digest_of([manifest["kind"], files]):
+        named = ", ".join(sorted(wrong)) or MANIFEST
+        raise TamperedError(
+            f"'{folder}' was altered after it was written ({named}). Find out why; if nothing is wrong, delete the "
+            "folder and it will be made again."
+        )
+    return digest
+
+
+def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write an array as ``.npy`` without pickling."""
+    with path.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+
+
+def load_array(path: Path, mapped: bool = False) -> np.ndarray[Any, Any]:
+    """Read an ``.npy`` array; never unpickle. ``mapped`` keeps it on disk, read-only."""
+    array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
+    return array
+
+
+def _seal(folder: Path, kind: str, fingerprint: str, inputs: Mapping[str, Any]) -> str:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+            files[path.relative_to(folder).as_posix()] = file_digest(path)
+    digest = digest_of([kind, files])
+    manifest = {"kind": kind, "fingerprint": fingerprint, "inputs": inputs, "files": files, "digest": digest}
+    write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True, default=str) + "\n").encode())
+    _sync_folder(folder)
+    return digest
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep(parent: Path, fingerprint: str) -> None:
+    for rubbish in parent.glob(f".{fingerprint[:16]}.*"):
+        shutil.rmtree(rubbish, ignore_errors=True)
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent

@@ -1,0 +1,328 @@
+"""What can be changed, one frozen section per room; a config path is a code path.
+
+``dataset.split`` is :class:`SplitConfig` is ``medtl/dataset/split.py``. A function receives its own section, never
+the whole. Unknown keys are errors that name the nearest known one; there is no inheritance and nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medtl.errors import ConfigError
+
+MAX_CONFIG_BYTES = 1_000_000
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ScansConfig(Section):
+    """Where files come from and how pixels are read (medtl/scans)."""
+
+    source: Path | None = Field(None, description="folder, or one file; read only")
+    window: Literal["none", "header"] | tuple[float, float] = Field(
+        "none", description="VOI window: none keeps the full depth, header uses the file's own, or [centre, width]"
+    )
+    max_megapixels: float = Field(100.0, gt=0, description="a larger image is refused from its header")
+    max_file_mb: float = Field(2048.0, gt=0, description="a larger file is refused before it is read")
+    key_file: Path | None = Field(
+        None, description="secret key of the pseudonyms; default: medtl/pseudonym.key in the user's config folder"
+    )
+    workers: int = Field(2, ge=1, le=64, description="threads that read and decode")
+
+
+class LabelsConfig(Section):
+    """The label table and the names of its columns (medtl/studies/labels.py)."""
+
+    table: Path | None = Field(Path("labels.csv"), description="CSV, relative to scans.source; null: labels in the .npz")
+    path: str | None = Field("path", description="column that holds the file's path (or bare name) below the source")
+    uid: str | None = Field(None, description="column that holds a SOP, series or study instance UID, instead of path")
+    label: str | tuple[str, ...] = Field("label", description="column of the class; several columns: one 0/1 label each")
+    patient: str | None = Field("patient", description="column of the patient; null: the DICOM header's")
+    site: str | None = None
+    sex: str | None = None
+    age: str | None = Field(None, description="column of the age in years")
+    split: str | None = Field(None, description="column that holds train, val or test")
+    classes: tuple[str, ...] | None = Field(None, description="order of the classes; the last of two is the positive one")
+
+
+class StudiesConfig(Section):
+    """How scans and labels become a cohort (medtl/studies)."""
+
+    labels: LabelsConfig = LabelsConfig()
+    image_is_patient: bool = Field(False, description="with no patient column: take each image as one patient")
+
+
+class SplitConfig(Section):
+    """Who is in which part (medtl/dataset/split.py)."""
+
+    val: Fraction = 0.15
+    test: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _some_left_to_train(self) -> Self:
+        if not 0 < self.val + self.test < 1:
+            raise ValueError("val and test together must be more than 0 and less than 1")
+        return self
+
+
+class PlanConfig(Section):
+    """Bounds of what the plan may decide (medtl/dataset/plan.py)."""
+
+    size: int | None = Field(None, ge=16, le=2048, description="rows and columns; null: from the training images")
+    max_size: int = Field(224, ge=16, le=2048, description="largest size the plan may choose by itself")
+    channels: Literal[1, 3] | None = None
+    intensity: Literal["auto", "fixed", "per_image"] = "auto"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+
+
+class TransformsConfig(Section):
+    """Random augmentation of training images (medtl/dataset/transforms.py)."""
+
+    flip_horizontal: bool = True
+    flip_vertical: bool = False
+    rotate_degrees: float = Field(15.0, ge=0, le=180)
+    scale: float = Field(0.1, ge=0, lt=1, description="zoom drawn from 1 ± scale")
+    shift: float = Field(0.05, ge=0, lt=0.5, description="of the image's side")
+    brightness: float = Field(0.1, ge=0, lt=1)
+    contrast: float = Field(0.1, ge=0, lt=1)
+
+
+class DatasetConfig(Section):
+    """Cohort to arrays (medtl/dataset)."""
+
+    split: SplitConfig = SplitConfig()
+    plan: PlanConfig = PlanConfig()
+    transforms: TransformsConfig = TransformsConfig()
+
+
+class PhaseConfig(Section):
+    """One phase of unfreezing (medtl/model/phases.py)."""
+
+    name: Name
+    unfreeze: Literal["head", "all"] | int | tuple[str, ...] = Field(
+        description="head, all, the number of last trunk stages, or their names"
+    )
+    epochs: int = Field(ge=1, le=10_000)
+    lr: float = Field(gt=0, le=10, description="peak learning rate of the head")
+    decay: float = Field(0.5, gt=0, le=1, description="factor on the learning rate per stage below the head")
+    weight_decay: float = Field(1e-4, ge=0)
+    batchnorm: Literal["frozen", "with_stage"] = Field(
+        "with_stage", description="BatchNorm of unfrozen stages: frozen too, or trained with its stage"
+    )
+    augment: bool = True
+
+
+STAGED = (
+    PhaseConfig(name="head", unfreeze="head", epochs=3, lr=2e-3),
+    PhaseConfig(name="deep", unfreeze=2, epochs=3, lr=5e-4),
+    PhaseConfig(name="all", unfreeze="all", epochs=5, lr=3e-4, decay=0.8),
+)
+
+
+class ModelConfig(Section):
+    """The network, its weights and its phases (medtl/model)."""
+
+    backbone: str = "resnet18"
+    weights: str = Field("imagenet", description="none, imagenet, vault:NAME, or a file (.pth, .safetensors)")
+    vault: Path | None = Field(None, description="folder of the weight vault; default: weights in the workspace")
+    min_share: Fraction = Field(0.9, description="least share of the trunk that must load, else the weights are refused")
+    phases: tuple[PhaseConfig, ...] = Field(STAGED, min_length=1)
+    batch_size: int = Field(32, ge=2, le=4096)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    class_balance: bool = Field(False, description="weight the loss by the inverse frequency of the classes")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads; bits depend on it; default: all cores")
+    scratch: bool = Field(False, description="also train the same network without weights on the same split")
+    scratch_phases: tuple[PhaseConfig, ...] | None = Field(
+        None, description="default: as many epochs as all phases together, everything unfrozen"
+    )
+
+    @model_validator(mode="after")
+    def _phase_names_differ(self) -> Self:
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) < len(names):
+            raise ValueError("two phases have the same name")
+        return self
+
+
+class ThresholdConfig(Section):
+    """How the operating point is chosen on validation (medtl/evaluation/threshold.py)."""
+
+    rule: Literal["youden", "sensitivity", "specificity"] = "youden"
+    target: Fraction = Field(0.9, description="wanted sensitivity or specificity")
+
+
+class UncertaintyConfig(Section):
+    """Bootstrap over patients (medtl/evaluation/uncertainty.py)."""
+
+    resamples: int = Field(2000, ge=100, le=100_000)
+    level: float = Field(0.95, gt=0.5, lt=1)
+
+
+class EvaluationConfig(Section):
+    """What is measured on the test part (medtl/evaluation)."""
+
+    threshold: ThresholdConfig = ThresholdConfig()
+    uncertainty: UncertaintyConfig = UncertaintyConfig()
+    calibration_bins: int = Field(10, ge=2, le=100)
+
+
+class ReportConfig(Section):
+    """What the report says besides the facts (medtl/report)."""
+
+    title: str | None = None
+    intended_use: str | None = None
+    limits: tuple[str, ...] = ()
+
+
+class GateConfig(Section):
+    """One condition on one metric."""
+
+    metric: str
+    bound: Literal["value", "low", "high"] = "low"
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("a gate needs at_least or at_most")
+        return self
+
+
+class PromotionConfig(Section):
+    """When a candidate becomes validated (medtl/registry/promotion.py)."""
+
+    gate: tuple[GateConfig, ...] = ()
+
+
+class RegistryConfig(Section):
+    """Releases (medtl/registry)."""
+
+    promotion: PromotionConfig = PromotionConfig()
+
+
+class Config(Section):
+    """A run."""
+
+    name: Name
+    seed: int = Field(0, ge=0, lt=2**32)
+    workspace: Path = Path("workspace")
+    scans: ScansConfig = ScansConfig()
+    studies: StudiesConfig = StudiesConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    model: ModelConfig = ModelConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file into a checked configuration.
+
+    Args:
+        path: YAML file, read with ``yaml.safe_load``.
+        overrides: ``a.b=c`` each; the value is YAML (``1e-3``, ``[1, 2]``, ``null``).
+
+    Raises:
+        ConfigError: unreadable file, unknown key (the nearest known one is named), or a value out of its bounds.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; a run is one short YAML file.")
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ConfigError(f"{path}: YAML aliases (*name) are not read; write the value where it is used.")
+        raw = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({_reason(error)}). Give the path of a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a mapping of keys is wanted; see configs/demo.yaml.")
+    for override in overrides:
+        _apply(raw, override)
+    return parse_config(raw, where=str(path))
+
+
+def parse_config(raw: Mapping[str, Any], where: str = "config") -> Config:
+    """Check a mapping and freeze it.
+
+    Raises:
+        ConfigError: see :func:`load_config`.
+    """
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"--set {override}: write it as a.b=c, for instance --set model.backbone=resnet50")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML: {_one_line(error)}") from error
+    node = raw
+    for step in path[:-1]:
+        child = node.setdefault(step, {})
+        if child is None:
+            child = node[step] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: '{step}' is a value, not a section.")
+        node = child
+    node[path[-1]] = value
+
+
+def _explain(item: Any) -> str:
+    where = ".".join(str(step) for step in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), _known(item["loc"][:-1]), n=1, cutoff=0.4)
+        return f"unknown key '{where}'" + (f"; did you mean '{near[0]}'?" if near else "; see docs/config.md")
+    return f"'{where}': {item['msg']}"
+
+
+def _known(loc: Iterable[Any]) -> list[str]:
+    model: Any = Config
+    for step in loc:
+        if isinstance(step, int):
+            continue
+        field = model.model_fields.get(step) if hasattr(model, "model_fields") else None
+        if field is None:
+            return []
+        model = _section_of(field.annotation)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section_of(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,349 @@
+"""Every noun that one stage hands to another.
+
+Frozen, and checked where they are made: an impossible one cannot be built. Unknown is ``None``, never 0. Identifiers
+are digests or keyed pseudonyms (``p-…`` patient, ``s-…`` study), never what a file or a table said.
+
+    files ─▶ Scan ─▶ Study ─▶ Cohort ─▶ Split, Plan ─▶ Checkpoint ─▶ Predictions ─▶ Evaluation ─▶ Release
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medtl.errors import SplitError, StudyError
+
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.integer[Any]]
+AnyArray = npt.NDArray[Any]
+
+Task = Literal["binary", "multiclass", "multilabel"]
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A finished result on disk: a folder named by the fingerprint of its inputs."""
+
+    kind: str
+    fingerprint: str
+    digest: str  # of its contents; what later fingerprints are made from
+    path: Path
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """One item left out, and why."""
+
+    item: str  # pseudonym of the file or study
+    stage: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One decoded image whose pixels lie in the pixel store.
+
+    Shape is ``(rows, columns)`` or ``(rows, columns, 3)``; values keep their depth. ``offset`` counts bytes.
+    """
+
+    scan_id: str  # digest of the bytes it came from (and its index in them)
+    source: str  # dicom, nifti, image, npz
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    pixel_digest: str
+    keys: tuple[str, ...]  # keyed digests of every name a label table may call it by
+    bits: int  # significant bits of one value
+    patient: str | None = None
+    study: str | None = None
+    modality: str | None = None
+    scanner: str | None = None
+    sex: str | None = None
+    age_years: float | None = None
+    label: tuple[int, ...] | None = None  # only where the source itself carries labels (.npz)
+    part: str | None = None  # only where the source itself is split (.npz)
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+        return self.shape[2] if len(self.shape) == 3 else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One scan with its label and its patient.
+
+    ``target`` has one entry per class: 0, 1, or ``None`` where a multi-label reader said nothing.
+    """
+
+    study_id: str
+    scan_id: str
+    patient: str
+    target: tuple[int | None, ...]
+    pixel_digest: str
+    site: str | None = None
+    sex: str | None = None
+    age_years: float | None = None
+    scanner: str | None = None
+    part: Part | None = None  # a predefined split
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """The studies that can be learned from, ordered by what their bytes are, not by what they are called."""
+
+    task: Task
+    classes: tuple[str, ...]
+    studies: tuple[Study, ...]
+    exclusions: tuple[Exclusion, ...] = ()
+    patients_known: bool = True
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        twice = [study_id for study_id, n in Counter(s.study_id for s in self.studies).items() if n > 1]
+        if twice:
+            raise StudyError(f"{len(twice)} study identifiers occur twice in the cohort.")
+        if any(len(s.target) != len(self.classes) for s in self.studies):
+            raise StudyError("A study's target does not have one entry per class.")
+
+    @property
+    def targets(self) -> FloatArray:
+        """Targets of all studies, shape (n, classes); NaN where unknown."""
+        rows = [[np.nan if t is None else float(t) for t in s.target] for s in self.studies]
+        return np.array(rows, dtype=np.float64).reshape(len(self.studies), len(self.classes))
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which study is in which part. Studies of one group (patient, identical pixels) are on one side."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    groups: Mapping[str, str]  # study -> group
+    predefined: bool
+    exclusions: tuple[Exclusion, ...] = ()
+
+    def __post_init__(self) -> None:
+        sides: dict[str, Part] = {}
+        for part in PARTS:
+            for study_id in self.part(part):
+                side = sides.setdefault(self.groups[study_id], part)
+                if side != part:
+                    raise SplitError(
+                        f"A patient, or one and the same image, is in both '{side}' and '{part}'. Give each patient "
+                        "one part, or drop the split column and let medtl split by patient."
+                    )
+
+    def part(self, name: Part) -> tuple[str, ...]:
+        """Study identifiers of one part."""
+        parts: dict[Part, tuple[str, ...]] = {"train": self.train, "val": self.val, "test": self.test}
+        return parts[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How pixels become network input, decided from the training part alone and used unchanged in the clinic."""
+
+    task: Task
+    classes: tuple[str, ...]
+    size: tuple[int, int]  # rows, columns
+    channels: int  # 1 or 3
+    bits: int  # of the packed array: 8 or 16
+    intensity: Literal["fixed", "per_image"]
+    low: float | None  # value that becomes 0, where fixed
+    high: float | None  # value that becomes 1, where fixed
+    percentiles: tuple[float, float]  # used where per_image
+    facts: Mapping[str, Any]  # what was measured on the training part
+    reasons: Mapping[str, str]  # why each decision was taken
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One line of a training history."""
+
+    phase: str
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_auroc: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What one phase of unfreezing did, with the proof of what it left alone."""
+
+    name: str
+    unfrozen: tuple[str, ...]
+    frozen: tuple[str, ...]
+    trainable_parameters: int
+    frozen_parameters: int
+    learning_rates: Mapping[str, float]  # stage -> peak rate
+    frozen_digest_before: str
+    frozen_digest_after: str
+    best_epoch: int
+    val_loss: float
+    val_auroc: float | None
+    kept: bool = False  # the checkpoint is this phase's best state
+
+    def __post_init__(self) -> None:
+        if self.frozen_digest_before != self.frozen_digest_after:
+            raise ValueError(f"phase '{self.name}' changed a frozen layer")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """How much of a set of weights arrived in the network's trunk."""
+
+    source: str  # none, or where the weights came from
+    sha256: str | None
+    loaded: int  # tensors
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    share: float  # of the trunk's parameters, 0 to 1
+    licence: str | None = None
+    citation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A trained network's description; its weights lie beside it as safetensors."""
+
+    backbone: str
+    task: Task
+    classes: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]
+    stages: tuple[str, ...]
+    weights: LoadReport
+    phases: tuple[Phase, ...]
+    history: tuple[Epoch, ...]
+    parameters: int
+    weights_sha256: str
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Probabilities for one part. Arrays are (n, classes); NaN in ``targets`` where unknown."""
+
+    part: str
+    study_ids: tuple[str, ...]
+    patients: tuple[str, ...]
+    targets: FloatArray
+    probabilities: FloatArray
+
+    def __post_init__(self) -> None:
+        n = len(self.study_ids)
+        if len(self.patients) != n or self.targets.shape != self.probabilities.shape or len(self.targets) != n:
+            raise ValueError("predictions: one patient, target row and probability row per study are wanted")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One figure with its 95 % interval; ``value`` is ``None`` where it is not estimable, and ``note`` says why."""
+
+    metric: str
+    label: str  # a class, or "macro", or "all"
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    patients: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """A threshold for one class and where it was chosen."""
+
+    label: str
+    threshold: float
+    rule: str
+    chosen_on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line for a plot: ROC (1 - specificity, sensitivity) or calibration (mean probability, observed share)."""
+
+    kind: Literal["roc", "calibration"]
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    weight: tuple[float, ...] = ()  # studies per point, for calibration
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Everything measured on the test part."""
+
+    task: Task
+    classes: tuple[str, ...]
+    scores: tuple[Score, ...]
+    operating_points: tuple[OperatingPoint, ...]
+    curves: tuple[Curve, ...]
+    confusion: tuple[tuple[int, ...], ...]  # rows: truth, columns: decision; per label (2x2) rows are stacked
+    n: int
+    patients: int
+    resamples: int
+    notes: tuple[str, ...] = ()
+
+    def score(self, metric: str) -> Score:
+        """The headline score of a metric: of the positive class, or the macro mean.
+
+        Raises:
+            KeyError: the metric was not computed.
+        """
+        for label in ("macro", "all", self.classes[-1]):
+            for score in self.scores:
+                if score.metric == metric and score.label == label:
+                    return score
+        raise KeyError(metric)
+
+    @property
+    def metrics(self) -> dict[str, Score]:
+        """The headline score of every metric."""
+        return {name: self.score(name) for name in dict.fromkeys(s.metric for s in self.scores)}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The difference of one metric between two models on the same studies, paired by patient."""
+
+    metric: str
+    model: str
+    reference: str
+    difference: Score  # model minus reference
+    reference_score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class GateCheck:
+    """One condition of the gate and how it went."""
+
+    condition: str
+    observed: float | None
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A model that may be asked: its status is ``candidate``, ``validated`` or ``refused``."""
+
+    release_id: str
+    name: str
+    status: Literal["candidate", "validated", "refused"]
+    checks: tuple[GateCheck, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
