@@ -1,0 +1,1 @@
+"""Facts -> one page for people and one JSON for programs."""

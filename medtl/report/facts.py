@@ -1,0 +1,289 @@
+"""What a report is made from, and what is counted from it.
+
+The caller hands over finished records; nothing is measured here. Counts of people are protected where they are made:
+a cell of fewer than five patients becomes ``<5``, and where it alone is hidden its smallest neighbour becomes ``≥5``,
+because the total would give it away. Paths of the machine that ran, and seconds that a clock measured, are left out:
+the same model is the same report wherever it was made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from statistics import quantiles
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from medtl.records import (
+    PARTS,
+    Checkpoint,
+    Cohort,
+    Comparison,
+    Evaluation,
+    Exclusion,
+    GateCheck,
+    Part,
+    Plan,
+    Split,
+    Study,
+)
+
+SMALLEST_CELL = 5
+MOST_VALUES = 12  # of one variable; the rest are counted together
+OLDEST_SHOWN = 90  # a higher age can identify a person
+LOCAL_PATHS = ("workspace", "scans.source", "scans.key_file", "studies.labels.table", "model.vault")
+UNKNOWN = "not recorded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Everything a report may say.
+
+    ``config`` is ``Config.model_dump(mode="json")``; ``files`` and ``scans`` are counts; ``provenance`` holds the
+    digests of data, config, code, weights and environment; ``resources`` (seconds, memory) is shown where it is given
+    and differs from run to run; ``test_openings`` is how often the sealed test part was read.
+    """
+
+    title: str
+    config: Mapping[str, Any]
+    intended_use: str | None
+    limits: tuple[str, ...]
+    files: int
+    scans: int
+    exclusions: tuple[Exclusion, ...]
+    cohort: Cohort
+    split: Split
+    plan: Plan
+    checkpoint: Checkpoint
+    evaluation: Evaluation
+    scratch: Checkpoint | None
+    scratch_evaluation: Evaluation | None
+    comparison: Comparison | None
+    release_status: str
+    gate: tuple[GateCheck, ...]
+    release_id: str
+    provenance: Mapping[str, Any]
+    test_openings: int
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def level_percent(self) -> str:
+        """Coverage of the intervals, in percent."""
+        return f"{100 * float(self.config['evaluation']['uncertainty']['level']):g}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonCount:
+    """How many items one stage left out for one reason."""
+
+    stage: str
+    code: str
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartCount:
+    """One part of the split in numbers; ``positive`` and ``unknown`` have one entry per class."""
+
+    part: Part
+    studies: int
+    patients: int
+    groups: int
+    positive: tuple[int, ...]
+    unknown: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """One value of one variable, as protected counts of patients in each part."""
+
+    variable: str
+    value: str
+    cells: tuple[str, ...]
+
+
+def all_exclusions(facts: Facts) -> tuple[Exclusion, ...]:
+    """Join the exclusions of all stages; one that was handed on is counted once."""
+    return tuple(dict.fromkeys((*facts.exclusions, *facts.cohort.exclusions, *facts.split.exclusions)))
+
+
+def count_reasons(exclusions: Iterable[Exclusion]) -> tuple[ReasonCount, ...]:
+    """Count exclusions per stage and code, with the wording most of them share."""
+    wordings: dict[tuple[str, str], Counter[str]] = {}
+    for item in exclusions:
+        wordings.setdefault((item.stage, item.code), Counter())[item.reason] += 1
+    rows = [
+        ReasonCount(stage, code, words.total(), min(words, key=lambda text: (-words[text], text)))
+        for (stage, code), words in wordings.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: (row.stage, -row.count, row.code)))
+
+
+def studies_by_part(facts: Facts) -> dict[Part, list[Study]]:
+    """Give the studies of each part of the split."""
+    by_id = {study.study_id: study for study in facts.cohort.studies}
+    return {part: [by_id[study_id] for study_id in facts.split.part(part)] for part in PARTS}
+
+
+def count_parts(facts: Facts) -> tuple[PartCount, ...]:
+    """Count studies, patients, groups and classes of each part."""
+    return tuple(_count_part(facts, part, studies) for part, studies in studies_by_part(facts).items())
+
+
+def _count_part(facts: Facts, part: Part, studies: list[Study]) -> PartCount:
+    classes = range(len(facts.cohort.classes))
+    return PartCount(
+        part=part,
+        studies=len(studies),
+        patients=len({study.patient for study in studies}),
+        groups=len({facts.split.groups[study.study_id] for study in studies}),
+        positive=tuple(sum(study.target[c] == 1 for study in studies) for c in classes),
+        unknown=tuple(sum(study.target[c] is None for study in studies) for c in classes),
+    )
+
+
+def compose(facts: Facts) -> tuple[Composition, ...]:
+    """Count patients by sex, site, scanner and age in each part, with small cells protected."""
+    parts = list(studies_by_part(facts).values())
+    variables: tuple[tuple[str, Callable[[Study], str | None]], ...] = (
+        ("Sex", lambda study: study.sex),
+        ("Site", lambda study: study.site),
+        ("Scanner", lambda study: study.scanner),
+    )
+    rows = [row for name, value_of in variables for row in _compose_variable(name, value_of, parts)]
+    ages = tuple(_age_cell(studies) for studies in parts)
+    known = any(study.age_years is not None for studies in parts for study in studies)
+    return (*rows, Composition("Age, years", "median (quartiles)" if known else UNKNOWN, ages))
+
+
+def _compose_variable(
+    name: str, value_of: Callable[[Study], str | None], parts: list[list[Study]]
+) -> Iterable[Composition]:
+    overall = Counter(value for value, _ in {(value_of(s), s.patient) for studies in parts for s in studies})
+    named = sorted((v for v in overall if v is not None), key=lambda v: (-overall[v], v))
+    shown, rest = named[:MOST_VALUES], set(named[MOST_VALUES:])
+    keys: list[tuple[str, set[str | None]]] = [(value, {value}) for value in shown]
+    if rest:
+        keys.append((f"{len(rest)} others", set(rest)))
+    if None in overall or not named:
+        keys.append((UNKNOWN, {None}))
+    columns = [
+        protect_cells([len({s.patient for s in studies if value_of(s) in values}) for _, values in keys])
+        for studies in parts
+    ]
+    return (Composition(name, key, tuple(column[i] for column in columns)) for i, (key, _) in enumerate(keys))
+
+
+def protect_cells(counts: list[int]) -> list[str]:
+    """Write counts of patients so that none below five can be read, or told from the total.
+
+    Source: primary and complementary cell suppression, as in statistical disclosure control.
+    """
+    small = [i for i, n in enumerate(counts) if 0 < n < SMALLEST_CELL]
+    cells = [f"<{SMALLEST_CELL}" if i in small else f"{n:,}" for i, n in enumerate(counts)]
+    large = [i for i, n in enumerate(counts) if n >= SMALLEST_CELL]
+    if len(small) == 1 and large:
+        cells[min(large, key=lambda i: counts[i])] = f"≥{SMALLEST_CELL}"
+    return cells
+
+
+def _age_cell(studies: list[Study]) -> str:
+    by_patient = {s.patient: s.age_years for s in studies if s.age_years is not None}
+    if len(by_patient) < SMALLEST_CELL:
+        return "–" if not by_patient else f"<{SMALLEST_CELL} known"
+    lower, middle, upper = (_age(value) for value in quantiles(by_patient.values(), n=4, method="inclusive"))
+    return f"{middle} ({lower} to {upper})"
+
+
+def _age(years: float) -> str:
+    return f"{years:.0f}" if years < OLDEST_SHOWN else f"{OLDEST_SHOWN}+"
+
+
+def shown_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten a configuration to dotted keys, without the paths of the machine that ran it."""
+    flat = {key: value for key, value in flatten(config).items() if key not in LOCAL_PATHS}
+    if isinstance(weights := flat.get("model.weights"), str):
+        flat["model.weights"] = weights_name(weights)
+    return flat
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give the leaves of nested mappings under dotted keys, sorted."""
+    leaves: dict[str, Any] = {}
+    for key in sorted(mapping):
+        value = mapping[key]
+        if isinstance(value, Mapping) and value:
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def weights_name(source: str) -> str:
+    """Name where weights came from; of a local path only the file's own name."""
+    path = PurePath(source)
+    return path.name if path.suffix in {".pth", ".safetensors"} and "://" not in source else source
+
+
+def as_json(facts: Facts) -> dict[str, Any]:
+    """Reduce the facts to a JSON value: studies become counts, paths and clocks are left out."""
+    parts = count_parts(facts)
+    return {
+        "title": facts.title,
+        "release": {"id": facts.release_id, "status": facts.release_status, "gate": _plain(facts.gate)},
+        "intended_use": facts.intended_use,
+        "limits": list(facts.limits),
+        "config": _plain(shown_config(facts.config)),
+        "data": {
+            "files": facts.files,
+            "scans": facts.scans,
+            "studies": len(facts.cohort.studies),
+            "patients": len({study.patient for study in facts.cohort.studies}),
+            "patients_known": facts.cohort.patients_known,
+            "task": facts.cohort.task,
+            "classes": list(facts.cohort.classes),
+            "warnings": list(facts.cohort.warnings),
+            "exclusions": _plain(count_reasons(all_exclusions(facts))),
+            "composition": _plain(compose(facts)),
+        },
+        "split": {
+            "predefined": facts.split.predefined,
+            "parts": _plain(parts),
+            "test_openings": facts.test_openings,
+        },
+        "plan": _plain(facts.plan),
+        "model": _checkpoint(facts.checkpoint),
+        "evaluation": _plain(facts.evaluation),
+        "scratch": {
+            "model": None if facts.scratch is None else _checkpoint(facts.scratch),
+            "evaluation": _plain(facts.scratch_evaluation),
+            "comparison": _plain(facts.comparison),
+        },
+        "provenance": _plain(facts.provenance),
+        "resources": _plain(facts.resources),
+    }
+
+
+def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    value: dict[str, Any] = _plain(checkpoint)
+    value["weights"]["source"] = weights_name(checkpoint.weights.source)
+    for epoch in value["history"]:
+        del epoch["seconds"]
+    return value
+
+
+def _plain(record: Any) -> Any:
+    return _finite(TypeAdapter(Any).dump_python(record, mode="json"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,86 @@
+"""Turn facts into one self-contained HTML page.
+
+Nothing is fetched and nothing runs: a content security policy allows the one inline style sheet, by its digest, and
+images that lie in the page itself. Text from data is escaped by the template engine; characters that would steer the
+reader's eye or terminal (control, bidirectional override) are replaced.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import re
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from medtl.records import Score
+from medtl.report import figures, tables, words
+from medtl.report.facts import Facts
+
+STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def render(facts: Facts) -> str:
+    """Write the page; the same facts give the same text."""
+    environment = _environment()
+    style = environment.get_template("page.css").render()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return environment.get_template("page.html.jinja").render(
+        facts=facts,
+        style=Markup(style),  # noqa: S704  our own file, without a variable in it
+        policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'",
+        tables=tables,
+        words=words,
+        figures=_figures(facts),
+    )
+
+
+def _figures(facts: Facts) -> dict[str, str | None]:
+    drawn = {
+        "training": figures.training_curves(facts.checkpoint) if facts.checkpoint.history else None,
+        "roc": figures.roc(facts.evaluation),
+        "calibration": figures.calibration(facts.evaluation),
+        "difference": None if facts.comparison is None else figures.difference(facts.comparison),
+    }
+    return {name: None if svg is None else _data_uri(svg) for name, svg in drawn.items()}
+
+
+def _data_uri(svg: str) -> str:
+    # An <img>: matplotlib writes style attributes, which the page's own policy would block in inline SVG.
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("medtl.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    environment.filters |= {
+        "number": words.number,
+        "interval": words.interval,
+        "metric": words.metric_name,
+        "bar": bar,
+        "count": "{:,}".format,
+    }
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    if value is None:
+        return words.DASH
+    return STEERING.sub("�", value) if type(value) is str else value
+
+
+def bar(score: Score) -> dict[str, str] | None:
+    """Give the ends and the middle of a score on a line from 0 to 100; ``None`` where it does not fit there."""
+    if score.value is None or score.low is None or score.high is None or not 0 <= score.low <= score.high <= 1:
+        return None
+    return {"low": f"{100 * score.low:.2f}", "value": f"{100 * score.value:.2f}", "high": f"{100 * score.high:.2f}"}

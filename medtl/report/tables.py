@@ -1,0 +1,263 @@
+"""Tables of a report as plain text cells; the page escapes and draws them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from medtl.records import Checkpoint, Evaluation, Plan, Score
+from medtl.report.facts import (
+    Facts,
+    ReasonCount,
+    all_exclusions,
+    compose,
+    count_parts,
+    count_reasons,
+    flatten,
+    shown_config,
+    weights_name,
+)
+from medtl.report.words import DASH, find_score, interval, label_name, metric_name, number, operating_point
+
+PART_NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
+PLAN_NAMES = {
+    "size": "Size, rows × columns",
+    "channels": "Channels",
+    "bits": "Bits of one value",
+    "intensity": "Intensity",
+    "range": "Values that become 0 and 1",
+    "percentiles": "Percentiles",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A captioned table; the first cell of a row names the row. ``numeric`` columns are set to the right."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+    mono: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreGroup:
+    """The scores of one label, for the table of results."""
+
+    label: str
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowStep:
+    """One box on the way from files to parts, and what left the way after it."""
+
+    name: str
+    count: int
+    detail: str
+    left_out: tuple[ReasonCount, ...]
+
+
+def flow(facts: Facts) -> tuple[FlowStep, ...]:
+    """Give the way from files to studies with what was left out at each step."""
+    reasons = count_reasons(all_exclusions(facts))
+    patients = len({study.patient for study in facts.cohort.studies})
+    known = f"of {patients:,} patients" if facts.cohort.patients_known else "patients not known"
+    steps = (
+        ("Files found", facts.files, "", "scans"),
+        ("Scans decoded", facts.scans, "", "studies"),
+        ("Studies with a label", len(facts.cohort.studies), known, "dataset"),
+    )
+    return tuple(
+        FlowStep(name, count, detail, tuple(r for r in reasons if r.stage == stage)) for name, count, detail, stage in steps
+    )
+
+
+def exclusion_table(facts: Facts) -> Table:
+    """Tabulate what was left out, how often and why."""
+    rows = tuple(
+        (row.code, row.stage, f"{row.count:,}", row.reason) for row in count_reasons(all_exclusions(facts))
+    )
+    return Table("What was left out, and why", ("Code", "Stage", "Count", "Reason"), rows, frozenset({2}))
+
+
+def part_table(facts: Facts) -> Table:
+    """Tabulate studies, patients, groups and class balance of each part."""
+    parts = count_parts(facts)
+    rows: list[tuple[str, ...]] = [("Studies", *(f"{p.studies:,}" for p in parts))]
+    rows.append(("Patients", *(f"{p.patients:,}" if facts.cohort.patients_known else DASH for p in parts)))
+    rows.append(("Groups kept together", *(f"{p.groups:,}" for p in parts)))
+    for index, name in enumerate(facts.cohort.classes):
+        rows.append((f"Class “{name}”", *(_share(p.positive[index], p.studies - p.unknown[index]) for p in parts)))
+        if any(p.unknown[index] for p in parts):
+            rows.append((f"Class “{name}”, not stated", *(f"{p.unknown[index]:,}" for p in parts)))
+    head = ("", *(PART_NAMES[p.part] for p in parts))
+    return Table("Studies, patients and class balance in each part", head, tuple(rows), frozenset({1, 2, 3}))
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} ({100 * count / total:.0f} %)" if total else DASH
+
+
+def composition_table(facts: Facts) -> Table:
+    """Tabulate who the patients of each part are."""
+    rows = tuple((f"{row.variable}: {row.value}", *row.cells) for row in compose(facts))
+    caption = "Patients in each part, as far as recorded (fewer than five are shown as <5)"
+    return Table(caption, ("", *PART_NAMES.values()), rows, frozenset({1, 2, 3}))
+
+
+def model_table(checkpoint: Checkpoint) -> Table:
+    """Tabulate what the network is and where its weights came from."""
+    weights = checkpoint.weights
+    loaded = f"{100 * weights.share:.1f} % of the trunk's parameters ({weights.loaded:,} tensors)"
+    rows = (
+        ("Backbone", checkpoint.backbone),
+        ("Parameters", f"{checkpoint.parameters:,}"),
+        ("Input", f"{checkpoint.size[0]} × {checkpoint.size[1]} pixels, {_channels(checkpoint.channels)}"),
+        ("Weights from", weights_name(weights.source)),
+        ("Share loaded", loaded),
+        ("Not in the weights", _names(weights.missing)),
+        ("Not in the network", _names(weights.unexpected)),
+        ("Licence of the weights", weights.licence or DASH),
+        ("To cite", weights.citation or DASH),
+        ("Digest of the weights (sha256)", weights.sha256 or DASH),
+    )
+    return Table("The network and the weights it started from", ("", "Value"), rows)
+
+
+def _channels(channels: int) -> str:
+    return "grey" if channels == 1 else "colour"
+
+
+def _names(names: tuple[str, ...]) -> str:
+    if not names:
+        return "nothing"
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def phase_table(checkpoint: Checkpoint) -> Table:
+    """Tabulate the phases of unfreezing and the proof that frozen layers stayed as they were."""
+    head = ("Phase", "Trained", "Frozen", "Trainable", "Peak rates", "Best epoch", "Val. loss", "Val. AUROC",
+            "Frozen layers", "Kept")  # fmt: skip
+    rows = tuple(
+        (
+            phase.name,
+            ", ".join(phase.unfrozen) or "nothing",
+            ", ".join(phase.frozen) or "nothing",
+            _share(phase.trainable_parameters, phase.trainable_parameters + phase.frozen_parameters),
+            ", ".join(f"{stage} {rate:.2g}" for stage, rate in phase.learning_rates.items()),
+            str(phase.best_epoch),
+            number(phase.val_loss),
+            number(phase.val_auroc),
+            _untouched(phase.frozen_digest_before, phase.frozen_digest_after) if phase.frozen else "none frozen",
+            "✓ kept" if phase.kept else DASH,
+        )
+        for phase in checkpoint.phases
+    )
+    return Table("Phases of unfreezing", head, rows, frozenset({3, 5, 6, 7}))
+
+
+def _untouched(before: str, after: str) -> str:
+    return f"unchanged ({after[:10]}…)" if before == after else "CHANGED"
+
+
+def confusion_tables(evaluation: Evaluation) -> tuple[Table, ...]:
+    """Tabulate truth against decision: one table, or one for each finding of a multi-label model."""
+    counts, classes = evaluation.confusion, evaluation.classes
+    if not counts:
+        return ()
+    if evaluation.task != "multilabel":
+        caption = "Truth (rows) against the model's decision (columns), studies"
+        return (_confusion_table(caption, classes, counts),)
+    return tuple(
+        _confusion_table(f"“{name}”: truth (rows) against decision (columns)", ("absent", "present"), counts[i : i + 2])
+        for i, name in zip(range(0, len(counts), 2), classes, strict=True)
+    )
+
+
+def _confusion_table(caption: str, names: tuple[str, ...], counts: tuple[tuple[int, ...], ...]) -> Table:
+    head = ("Truth", *(f"decided “{name}”" for name in names))
+    rows = tuple((f"“{name}”", *(f"{n:,}" for n in row)) for name, row in zip(names, counts, strict=True))
+    return Table(caption, head, rows, frozenset(range(1, len(head))))
+
+
+def operating_table(evaluation: Evaluation) -> Table:
+    """Tabulate the thresholds and where they were chosen."""
+    rows = tuple((point.label, operating_point(point)) for point in evaluation.operating_points)
+    return Table("Operating points", ("Class", "Threshold"), rows)
+
+
+def score_groups(evaluation: Evaluation) -> tuple[ScoreGroup, ...]:
+    """Group the scores by label: the mean over classes first, then the classes, then anything else."""
+    order = {label: i for i, label in enumerate(("macro", "all", *evaluation.classes))}
+    labels = sorted(dict.fromkeys(s.label for s in evaluation.scores), key=lambda label: order.get(label, len(order)))
+    return tuple(
+        ScoreGroup(label_name(label, evaluation.classes), tuple(s for s in evaluation.scores if s.label == label))
+        for label in labels
+    )
+
+
+def comparison_table(facts: Facts) -> Table | None:
+    """Tabulate the headline figures of both models side by side, where there are two."""
+    if facts.scratch_evaluation is None:
+        return None
+    rows = []
+    for metric in dict.fromkeys(s.metric for s in facts.evaluation.scores):
+        pair = (find_score(facts.evaluation, metric), find_score(facts.scratch_evaluation, metric))
+        rows.append((metric_name(metric), *(DASH if s is None else interval(s) for s in pair)))
+    return Table("Both models on the same test part", ("Metric", "With transfer", "From scratch"), tuple(rows))
+
+
+def plan_table(plan: Plan) -> Table:
+    """Tabulate every decision of the plan with its reason."""
+    values = {
+        "size": f"{plan.size[0]} × {plan.size[1]}",
+        "channels": _channels(plan.channels),
+        "bits": str(plan.bits),
+        "intensity": "one fixed range for all images" if plan.intensity == "fixed" else "each image by its own range",
+        "range": f"{number(plan.low)} and {number(plan.high)}" if plan.intensity == "fixed" else "",
+        "percentiles": f"{plan.percentiles[0]:g} and {plan.percentiles[1]:g}" if plan.intensity == "per_image" else "",
+    }
+    rows = [(PLAN_NAMES[key], value, plan.reasons.get(key, DASH)) for key, value in values.items() if value]
+    rows += [(key.replace("_", " "), DASH, plan.reasons[key]) for key in sorted(set(plan.reasons) - set(values))]
+    return Table("How an image becomes the network's input", ("Decision", "Value", "Reason"), tuple(rows))
+
+
+def gate_table(facts: Facts) -> Table:
+    """Tabulate the conditions of the gate and how they went."""
+    rows = tuple((c.condition, number(c.observed), "✓ met" if c.passed else "✗ not met") for c in facts.gate)
+    return Table("Conditions of the gate", ("Condition", "Observed", "Result"), rows, frozenset({1}))
+
+
+def provenance_table(facts: Facts) -> Table:
+    """Tabulate the digests that say exactly what was used."""
+    rows = {"release": facts.release_id, "model weights (sha256)": facts.checkpoint.weights_sha256}
+    rows |= {key: leaf(value) for key, value in flatten(facts.provenance).items()}
+    rows |= {f"environment.{key}": value for key, value in sorted(facts.checkpoint.environment.items())}
+    return Table("Digests and versions", ("What", "Value"), tuple(rows.items()), mono=True)
+
+
+def mapping_table(caption: str, mapping: Mapping[str, Any]) -> Table:
+    """Tabulate a mapping, nested keys dotted."""
+    rows = tuple((key.replace("_", " "), leaf(value)) for key, value in flatten(mapping).items())
+    return Table(caption, ("What", "Value"), rows)
+
+
+def config_table(facts: Facts) -> Table:
+    """Tabulate every setting of the run; paths of the machine are left out."""
+    rows = tuple((key, leaf(value)) for key, value in shown_config(facts.config).items())
+    return Table("Settings of the run (paths left out)", ("Key", "Value"), rows, mono=True)
+
+
+def leaf(value: Any) -> str:
+    """Write one value of a mapping as text."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

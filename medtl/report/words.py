@@ -1,0 +1,254 @@
+"""Numbers and findings in words, so that a page and a person say the same.
+
+Three decimals; what is unknown is an en dash, never 0; what is not zero never reads as zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from medtl.records import Comparison, Evaluation, OperatingPoint, Score
+from medtl.report.facts import Facts, count_parts
+
+DASH = "–"
+SHOWN_CLASSES = 8
+
+METRICS = {
+    "auroc": "AUROC",
+    "average_precision": "Average precision",
+    "auprc": "Average precision",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "Positive predictive value",
+    "npv": "Negative predictive value",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "f1": "F1",
+    "mcc": "Matthews correlation",
+    "kappa": "Cohen's kappa",
+    "brier": "Brier score (lower is better)",
+    "ece": "Calibration error, ECE (lower is better)",
+    "log_loss": "Log loss (lower is better)",
+    "calibration_slope": "Calibration slope (1 is ideal)",
+    "calibration_intercept": "Calibration intercept (0 is ideal)",
+    "prevalence": "Prevalence",
+}
+LOWER_IS_BETTER = frozenset({"brier", "ece", "log_loss"})
+RULES = {"youden": "the largest sum of sensitivity and specificity (Youden)"}
+STATUSES = {
+    "validated": "Validated: every condition of the gate was met.",
+    "candidate": "Candidate: not validated. Not to be used on patients.",
+    "refused": "Refused: the gate was not passed. Not to be used on patients.",
+}
+Verdict = Literal["helped", "hurt", "no clear difference", "not estimable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """One large figure of the summary, with its meaning in plain words."""
+
+    name: str
+    score: Score | None
+    meaning: str
+
+
+def number(value: float | None, decimals: int = 3) -> str:
+    """Write a figure; a small one that is not zero is not written as zero."""
+    if value is None:
+        return DASH
+    least = 10.0**-decimals
+    if 0 < abs(value) < least / 2:
+        return f"<{least:.{decimals}f}" if value > 0 else f">−{least:.{decimals}f}"
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def interval(score: Score) -> str:
+    """Write ``value [low, high]``, or that it is not estimable and why."""
+    if score.value is None:
+        return not_estimable(score)
+    if score.low is None or score.high is None:
+        return f"{number(score.value)} [{DASH}]"
+    return f"{number(score.value)} [{number(score.low)}, {number(score.high)}]"
+
+
+def not_estimable(score: Score) -> str:
+    """Say why a figure is missing."""
+    return f"not estimable: {score.note}" if score.note else "not estimable"
+
+
+def metric_name(metric: str) -> str:
+    """Give a metric's name as a clinician writes it."""
+    return METRICS.get(metric, metric.replace("_", " ").capitalize())
+
+
+def label_name(label: str, classes: tuple[str, ...]) -> str:
+    """Give a label's name: a class, or the mean over all of them."""
+    if label in classes:
+        return label
+    return {"macro": f"Mean over {len(classes)} classes", "all": "All classes together"}.get(label, label)
+
+
+def class_list(classes: tuple[str, ...]) -> str:
+    """Name the classes, the first few of many."""
+    shown = ", ".join(f"“{name}”" for name in classes[:SHOWN_CLASSES])
+    return shown if len(classes) <= SHOWN_CLASSES else f"{shown} and {len(classes) - SHOWN_CLASSES} more"
+
+
+def purpose(facts: Facts) -> str:
+    """Say in one sentence what the model does."""
+    classes = facts.evaluation.classes
+    if facts.evaluation.task == "multilabel":
+        return f"Reads one image and gives, for each of {len(classes)} findings, its probability: {class_list(classes)}."
+    if facts.evaluation.task == "multiclass":
+        return f"Reads one image and gives the probability of each of {len(classes)} classes: {class_list(classes)}."
+    against = f", against “{classes[0]}”" if len(classes) > 1 else ""
+    return f"Reads one image and gives the probability of “{classes[-1]}”{against}."
+
+
+def find_score(evaluation: Evaluation, metric: str) -> Score | None:
+    """Give the headline score of a metric: never one class in place of the mean over many."""
+    wanted = ("macro", "all") if evaluation.task != "binary" else ("macro", "all", evaluation.classes[-1])
+    return next((s for label in wanted for s in evaluation.scores if (s.metric, s.label) == (metric, label)), None)
+
+
+def label_score(evaluation: Evaluation, metric: str, label: str) -> Score | None:
+    """Give one metric of one label, where it was computed."""
+    return next((s for s in evaluation.scores if (s.metric, s.label) == (metric, label)), None)
+
+
+def headlines(facts: Facts) -> tuple[Headline, ...]:
+    """Give the three figures of the summary with their meaning."""
+    evaluation = facts.evaluation
+    one = f"“{evaluation.classes[-1]}”" if evaluation.task == "binary" else "the class in question"
+    auroc, sensitivity, specificity = (find_score(evaluation, m) for m in ("auroc", "sensitivity", "specificity"))
+    return (
+        Headline("AUROC", auroc, _auroc_meaning(auroc, one)),
+        Headline("Sensitivity", sensitivity, _share_meaning(sensitivity, f"Of 100 studies with {one}, about {{}} found.")),
+        Headline(
+            "Specificity", specificity, _share_meaning(specificity, f"Of 100 studies without {one}, about {{}} cleared.")
+        ),
+    )
+
+
+def _auroc_meaning(score: Score | None, one: str) -> str:
+    if score is None or score.value is None:
+        return ""
+    if score.low is not None and score.low <= 0.5:
+        return "Not shown to be better than chance (0.5): the interval reaches it."
+    return f"Of two studies, one with {one} and one without, it ranks the right one higher {_percent(score.value)} times in 100."
+
+
+def _share_meaning(score: Score | None, sentence: str) -> str:
+    return "" if score is None or score.value is None else sentence.format(_percent(score.value))
+
+
+def _percent(value: float) -> str:
+    percent = 100 * value
+    if 99.5 <= percent < 100:
+        return "more than 99"
+    return "fewer than 1" if 0 < percent < 0.5 else f"{percent:.0f}"
+
+
+def operating_point(point: OperatingPoint) -> str:
+    """Say where a threshold lies, by which rule and on which part it was chosen."""
+    rule = RULES.get(point.rule, point.rule)
+    return f"threshold {number(point.threshold)}, chosen on the {point.chosen_on} part by {rule}"
+
+
+def operating_points(evaluation: Evaluation) -> str:
+    """Say in one sentence where the decisions of the test part come from."""
+    points = evaluation.operating_points
+    if not points:
+        return "Decisions take the most probable class; there is no threshold to choose."
+    if len(points) == 1:
+        return f"Operating point: {operating_point(points[0])}. The test part had no say in it."
+    return f"Operating points: one threshold for each of {len(points)} classes, listed with the results."
+
+
+def verdict(comparison: Comparison) -> Verdict:
+    """Say honestly whether transfer helped: an interval that holds 0 is no clear difference."""
+    score = comparison.difference
+    if score.value is None or score.low is None or score.high is None:
+        return "not estimable"
+    if score.low <= 0 <= score.high:
+        return "no clear difference"
+    better = score.value < 0 if comparison.metric in LOWER_IS_BETTER else score.value > 0
+    return "helped" if better else "hurt"
+
+
+def verdict_sentence(facts: Facts, comparison: Comparison) -> str:
+    """Say what the comparison with the model from scratch means."""
+    metric, score = metric_name(comparison.metric), comparison.difference
+    on = f"on the same {score.n:,} test studies of {score.patients:,} patients"
+    if score.value is None or score.low is None or score.high is None:
+        return f"Whether transfer helped cannot be said: the difference is {not_estimable(score)}."
+    span = f"{facts.level_percent} % interval {number(score.low)} to {number(score.high)}"
+    moved = "higher" if score.value > 0 else "lower"
+    by = f"{metric} is {moved} by {number(abs(score.value))} ({span}) than that of the model from scratch, {on}"
+    return {
+        "helped": f"Transfer helped: {by}.",
+        "hurt": f"Transfer hurt: {by}.",
+        "no clear difference": f"No clear difference: {by}. The interval contains 0, so this test does not show that "
+        "transfer helped or hurt.",
+        "not estimable": "",
+    }[verdict(comparison)]
+
+
+def alarms(facts: Facts) -> tuple[str, ...]:
+    """Collect what a reader must not miss, loudest first."""
+    found = []
+    if facts.release_status == "refused":
+        failed = sum(not check.passed for check in facts.gate)
+        found.append(f"The release was refused: {failed} of {len(facts.gate)} gate conditions were not met.")
+    if not facts.cohort.patients_known:
+        found.append("Patients are not known: images of one person may be in training and test, and figures too good.")
+    found.extend(facts.cohort.warnings)
+    if facts.test_openings > 1:
+        found.append(
+            f"The sealed test part was opened {facts.test_openings} times. From the second time on it can guide choices, "
+            "and its figures may be too good."
+        )
+    if facts.intended_use is None:
+        found.append("No intended use was stated: take this as a research model only.")
+    return tuple(dict.fromkeys(found))
+
+
+def openings(times: int) -> str:
+    """Say how often the sealed test part was opened."""
+    return {0: "never opened", 1: "opened once"}.get(times, f"opened {times} times")
+
+
+def split_sentence(facts: Facts) -> str:
+    """Say how the parts were made."""
+    who = "patient" if facts.cohort.patients_known else "image (patients are not known)"
+    if facts.split.predefined:
+        return (
+            "The parts were given with the data and used as they are. No group (one patient, or images with identical "
+            "pixels) is in two parts; a split that shares one is refused."
+        )
+    dataset = facts.config["dataset"]["split"]
+    return (
+        f"Made at random by {who} with seed {facts.config['seed']}, asking for {number(dataset['val'], 2)} in validation "
+        f"and {number(dataset['test'], 2)} in test. No group (one patient, or images with identical pixels) is in two "
+        "parts; a split that shares one is refused."
+    )
+
+
+def standing_limits(facts: Facts) -> tuple[str, ...]:
+    """State the limits that hold whatever the figures are."""
+    test = next(part for part in count_parts(facts) if part.part == "test")
+    limits = [
+        "This is not a medical device. No authority has cleared it; a qualified person must take every decision.",
+        "One hold-out from the same source as the training data. Nothing here shows how the model does in another "
+        "hospital, on another scanner, or in another year.",
+        f"The {facts.level_percent} % intervals cover the choice of test patients ({facts.evaluation.resamples:,} "
+        "resamples over patients), not another training run, another split or another population.",
+        "Labels are taken as the truth. How they were made, and how well readers agree, was not examined.",
+        "Predictive values hold for the share of disease in this test part and change with it.",
+        f"The test part has {test.studies:,} studies of {test.patients:,} patients; groups within it are smaller still, "
+        "and equal performance between them was not shown.",
+    ]
+    if not facts.cohort.patients_known:
+        limits.append("Patients are not known, so the parts are disjoint by image only.")
+    return tuple(limits)

@@ -1,0 +1,277 @@
+"""Label rows find their scans. Pure; raw names are turned into keys as soon as they are seen.
+
+A row finds a scan by path, else by bare file name, else by stem, each only where it is the one scan with that name; or
+by any of its DICOM UIDs, which may find several. Nothing is guessed: a row without a scan, a scan without a row, a
+blank, unknown or contradictory label becomes an exclusion with its reason.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from medtl.config import LabelsConfig, StudiesConfig
+from medtl.errors import StudyError
+from medtl.pseudonyms import Pseudonymiser
+from medtl.records import Cohort, Exclusion, Part, Scan, Study, Task
+from medtl.studies.grouping import connected
+
+_PARTS: Mapping[str, Part] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_SEXES = {"f": "F", "female": "F", "w": "F", "m": "M", "male": "M", "o": "O", "other": "O"}
+_ON, _OFF = {"1", "1.0", "true", "yes", "positive"}, {"0", "0.0", "false", "no", "negative"}
+OLDEST_YEARS = 90.0  # ages above 89 identify; all of them become 90
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """One row of a label table without anything that names a person or a file."""
+
+    item: str
+    keys: tuple[str, ...]
+    labels: tuple[str, ...]
+    patient: str | None = None
+    site: str | None = None
+    sex: str | None = None
+    age_years: float | None = None
+    part: Part | None = None
+
+
+def rows_of(
+    columns: Sequence[str], rows: Iterable[Mapping[str, str]], config: LabelsConfig, names: Pseudonymiser
+) -> tuple[LabelRow, ...]:
+    """Read the configured columns of a label table.
+
+    Raises:
+        StudyError: a configured column is missing (the nearest one is named), or a split value is not known.
+    """
+    label_columns = (config.label,) if isinstance(config.label, str) else config.label
+    finder = config.uid or config.path
+    if finder is None:
+        raise StudyError("Neither studies.labels.path nor studies.labels.uid is set: nothing tells a row's scan.")
+    wanted = {"uid" if config.uid else "path": finder} | {"label": c for c in label_columns[:1]}
+    wanted |= {k: v for k in ("site", "sex", "age", "split") if (v := getattr(config, k)) is not None}
+    for key, column in [*wanted.items(), *(("label", column) for column in label_columns[1:])]:
+        _require(column, columns, key)
+    patient = config.patient if config.patient in columns else None
+    return tuple(_row(row, finder, label_columns, patient, config, names) for row in rows)
+
+
+def rows_from_scans(scans: Iterable[Scan]) -> tuple[LabelRow, ...]:
+    """Take the labels and parts that scans carry themselves (MedMNIST's ``.npz``)."""
+    return tuple(
+        LabelRow(scan.scan_id, (f"scan:{scan.scan_id}",), tuple(map(str, scan.label)), part=_PARTS.get(scan.part or ""))
+        for scan in scans
+        if scan.label is not None
+    )
+
+
+def build_cohort(scans: Sequence[Scan], rows: Sequence[LabelRow], config: StudiesConfig) -> Cohort:
+    """Join scans and label rows into a cohort.
+
+    Raises:
+        StudyError: no labelled scan is left, one class only, or patients are unknown and the config does not allow
+            one image to be taken as one patient.
+    """
+    matched, exclusions = _join(scans, rows)
+    classes, task = _classes(rows, config.labels)
+    usable: list[tuple[Scan, LabelRow, tuple[int | None, ...]]] = []
+    for scan, row in matched:
+        target = _target(row.labels, classes, task)
+        if isinstance(target, str):
+            exclusions.append(_exclude(row.item, target))
+        else:
+            usable.append((scan, row, target))
+    patients, warnings = _patients([(scan, row) for scan, row, _ in usable], config)
+    studies = [
+        _study(scan, row, target, patient) for (scan, row, target), patient in zip(usable, patients, strict=True)
+    ]
+    studies.sort(key=lambda study: study.study_id)
+    cohort = Cohort(task, classes, tuple(studies), tuple(exclusions), not warnings, tuple(warnings))
+    _check_classes(cohort)
+    return cohort
+
+
+def _join(scans: Sequence[Scan], rows: Sequence[LabelRow]) -> tuple[list[tuple[Scan, LabelRow]], list[Exclusion]]:
+    by_key: dict[str, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        for key in (*scan.keys, f"scan:{scan.scan_id}"):
+            by_key[key].append(scan)
+    found: dict[str, list[LabelRow]] = defaultdict(list)
+    exclusions = []
+    for row in rows:
+        hits = _scans_of(row, by_key)
+        if not hits:
+            exclusions.append(_exclude(row.item, "label_without_image"))
+        for scan in hits:
+            found[scan.scan_id].append(row)
+    matched = []
+    for scan in scans:
+        own = found.get(scan.scan_id, [])
+        if not own:
+            exclusions.append(_exclude(scan.scan_id[:16], "image_without_label"))
+        elif len({row.labels for row in own}) > 1:
+            exclusions.append(_exclude(scan.scan_id[:16], "conflicting_labels"))
+        elif len({row.patient for row in own}) > 1:
+            exclusions.append(_exclude(scan.scan_id[:16], "conflicting_patients"))
+        else:
+            matched.append((scan, own[0]))
+    return matched, exclusions
+
+
+def _scans_of(row: LabelRow, by_key: Mapping[str, list[Scan]]) -> list[Scan]:
+    for key in row.keys:
+        hits = by_key.get(key, [])
+        if hits and (len(hits) == 1 or key.startswith("uid:")):
+            return hits
+    return []
+
+
+def _row(
+    row: Mapping[str, str],
+    finder: str,
+    label_columns: Sequence[str],
+    patient: str | None,
+    config: LabelsConfig,
+    names: Pseudonymiser,
+) -> LabelRow:
+    cell = row[finder].strip()
+    raw_patient = row[patient].strip() if patient else ""
+    part = None
+    if config.split:
+        value = row[config.split].strip().lower()
+        part = _PARTS.get(value)
+        if part is None:
+            raise StudyError(f"The split column '{config.split}' holds a value that is not train, val or test.")
+    return LabelRow(
+        item=names.file(cell),
+        keys=(names.uid_key(cell),) if config.uid else names.file_keys(cell),
+        labels=tuple(row[column].strip() for column in label_columns),
+        patient=names.name("patient", raw_patient) if raw_patient else None,
+        site=(row[config.site].strip() or None) if config.site else None,
+        sex=_SEXES.get(row[config.sex].strip().lower()) if config.sex else None,
+        age_years=_age(row[config.age]) if config.age else None,
+        part=part,
+    )
+
+
+def _classes(rows: Sequence[LabelRow], config: LabelsConfig) -> tuple[tuple[str, ...], Task]:
+    if not isinstance(config.label, str):
+        return tuple(config.label), "multilabel"
+    if rows and all(len(row.labels) > 1 for row in rows):
+        width = len(rows[0].labels)
+        return config.classes or tuple(str(n) for n in range(width)), "multilabel"
+    found = sorted({row.labels[0] for row in rows if row.labels[0]}, key=_numbers_first)
+    classes = config.classes if config.classes is not None else tuple(found)
+    if all(label.isdigit() for label in found) and config.classes and not set(found) & set(config.classes):
+        found = [config.classes[int(label)] for label in found if int(label) < len(config.classes)]
+    if len(classes) < 2 or len(found) < 2:
+        raise StudyError(
+            f"The label column holds one class only ({', '.join(found) or 'none'}); a diagnosis needs at least two."
+        )
+    return classes, "binary" if len(classes) == 2 else "multiclass"
+
+
+def _target(labels: tuple[str, ...], classes: tuple[str, ...], task: Task) -> tuple[int | None, ...] | str:
+    """Give the target, or the code of why there is none."""
+    if task == "multilabel":
+        marks = [1 if c.lower() in _ON else 0 if c.lower() in _OFF else None for c in labels]
+        return tuple(marks) if any(mark is not None for mark in marks) else "blank_label"
+    label = labels[0]
+    if not label:
+        return "blank_label"
+    if label not in classes and label.isdigit() and int(label) < len(classes):
+        label = classes[int(label)]  # numbered classes (MedMNIST) that the config gives names
+    if label not in classes:
+        return "unknown_class"
+    return tuple(int(label == name) for name in classes)
+
+
+def _patients(pairs: Sequence[tuple[Scan, LabelRow]], config: StudiesConfig) -> tuple[list[str], list[str]]:
+    known = [row.patient or scan.patient for scan, row in pairs]
+    unknown = sum(patient is None for patient in known)
+    if unknown == 0:
+        same = connected([(row.patient or scan.patient, scan.patient or row.patient) for scan, row in pairs])
+        return [str(same[patient]) for patient in known], []
+    if not config.image_is_patient:
+        raise StudyError(
+            f"{unknown} of {len(pairs)} images have no known patient (no patient column, none in the header), so nothing "
+            "can keep one patient on one side of the split. Name the column (studies.labels.patient), or, if each image "
+            "really is another person, say so: --set studies.image_is_patient=true"
+        )
+    warning = (
+        f"PATIENTS ARE UNKNOWN for {unknown} of {len(pairs)} images: each of these was taken as one patient. If a person "
+        "has several images here, the split leaks and every figure is too good, every interval too narrow."
+    )
+    return [patient or f"i-{scan.scan_id[:16]}" for patient, (scan, _) in zip(known, pairs, strict=True)], [warning]
+
+
+def _study(scan: Scan, row: LabelRow, target: tuple[int | None, ...], patient: str) -> Study:
+    return Study(
+        study_id=f"s-{scan.scan_id[:16]}",
+        scan_id=scan.scan_id,
+        patient=patient,
+        target=target,
+        pixel_digest=scan.pixel_digest,
+        site=row.site,
+        sex=row.sex or scan.sex,
+        age_years=row.age_years if row.age_years is not None else scan.age_years,
+        scanner=scan.scanner,
+        part=row.part,
+    )
+
+
+def _check_classes(cohort: Cohort) -> None:
+    if not cohort.studies:
+        reasons = ", ".join(sorted({e.code for e in cohort.exclusions})) or "no scans"
+        raise StudyError(
+            f"No labelled scan is left ({reasons}). Check studies.labels.path: it should hold paths below scans.source, "
+            "file names, or (studies.labels.uid) DICOM UIDs."
+        )
+    counts = cohort.targets
+    if cohort.task != "multilabel" and ((counts > 0).any(axis=0)).sum() < 2:
+        present = [name for name, column in zip(cohort.classes, counts.T, strict=True) if (column > 0).any()]
+        raise StudyError(
+            f"The usable scans hold one class only ({', '.join(present)}); a diagnosis needs at least two. See the "
+            "exclusions: `medtl show excluded CONFIG`."
+        )
+
+
+_REASONS = {
+    "label_without_image": "a label row whose image is not among the readable scans",
+    "image_without_label": "a scan that no label row names",
+    "blank_label": "the label is blank",
+    "unknown_class": "the label is not one of studies.labels.classes",
+    "conflicting_labels": "several label rows name this image and contradict each other",
+    "conflicting_patients": "several label rows name this image and different patients",
+}
+
+
+def _exclude(item: str, code: str) -> Exclusion:
+    return Exclusion(item, "studies", code, _REASONS[code])
+
+
+def _require(column: str, columns: Sequence[str], key: str) -> None:
+    if column not in columns:
+        near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise StudyError(
+            f"The label table has no column '{column}' (studies.labels.{key}); {hint}It has: {', '.join(columns)}."
+        )
+
+
+def _numbers_first(label: str) -> tuple[int, int, str]:
+    return (0, int(label), "") if label.isdigit() else (1, 0, label)
+
+
+def _age(cell: str) -> float | None:
+    try:
+        years = float(cell)
+    except ValueError:
+        return None
+    return min(years, OLDEST_YEARS) if 0 <= years < 130 else None
