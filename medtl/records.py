@@ -177,7 +177,6 @@ class Epoch:
     train_loss: float
     val_loss: float
     val_auroc: float | None
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
