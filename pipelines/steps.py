@@ -1,0 +1,409 @@
+"""Every step from a folder of scans to a report, as plain functions of a config and earlier artifacts.
+
+A step names what its result depends on, asks the store, and computes only if the store has nothing. torch is imported
+inside the steps that need it, so that looking something up stays fast.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+from medtl.artifacts import Store, code_digest, digest_of, file_digest, read_record, write_record
+from medtl.audit import AuditLog
+from medtl.config import Config, ModelConfig, PhaseConfig
+from medtl.pseudonyms import load_pseudonymiser
+from medtl.records import (
+    PARTS,
+    Artifact,
+    Cohort,
+    Comparison,
+    Evaluation,
+    Exclusion,
+    Part,
+    Plan,
+    Predictions,
+    Release,
+    Scan,
+)
+
+log = logging.getLogger("medtl")
+_LIBRARIES = ("torch", "torchvision", "monai", "numpy", "scikit-learn", "pydicom", "opencv-python-headless")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run starts from, by its bytes."""
+
+    files: int
+    source: str  # digest over names (keyed) and bytes
+    labels: str | None
+    weights: str | None
+    key: str
+
+
+def label_table(config: Config) -> Path | None:
+    """Give the label table's path: as configured, relative to the source."""
+    table = config.studies.labels.table
+    if table is None or config.scans.source is None or table.is_absolute():
+        return table
+    source = config.scans.source
+    beside = (source if source.is_dir() else source.parent) / table
+    return beside if beside.exists() or not table.exists() else table
+
+
+def vault_folder(config: Config) -> Path:
+    """Give the weight vault's folder."""
+    return config.model.vault or config.workspace / "weights"
+
+
+def look_at_inputs(config: Config) -> Inputs:
+    """Hash everything that a run depends on; decode nothing."""
+    from medtl.scans.io import survey
+
+    names = load_pseudonymiser(config.scans.key_file)
+    table = label_table(config)
+    files = survey(config.scans.source, config.scans, frozenset([table] if table else []))
+    weights = Path(config.model.weights)
+    return Inputs(
+        files=len(files),
+        source=digest_of([[names.file(f.relative), f.sha256, f.refusal.code if f.refusal else None] for f in files]),
+        labels=file_digest(table) if table is not None and table.is_file() else None,
+        weights=_weights_digest(config) if not weights.is_file() else file_digest(weights),
+        key=names.fingerprint,
+    )
+
+
+def ingest_scans(config: Config) -> Artifact:
+    """Files -> scans, exclusions and pixels."""
+    from medtl.scans.io import ingest, survey
+
+    names = load_pseudonymiser(config.scans.key_file)
+    table = label_table(config)
+    files = survey(config.scans.source, config.scans, frozenset([table] if table else []))
+    inputs = {
+        "files": digest_of([[names.file(f.relative), f.sha256, f.refusal.code if f.refusal else None] for f in files]),
+        "count": len(files),
+        "config": _settings(config.scans, "source", "key_file", "workers"),
+        "key": names.fingerprint,
+        "code": code_digest("scans"),
+        "libraries": _versions("pydicom", "pillow", "nibabel", "pylibjpeg", "pyjpegls"),
+    }
+    return _make(config, "scans", inputs, lambda folder: ingest(files, config.scans, names, folder))
+
+
+def build_cohort(config: Config, scans: Artifact) -> Artifact:
+    """Scans and labels -> cohort."""
+    from medtl.scans.io import read_scans
+    from medtl.studies import io, labels
+
+    table = label_table(config)
+    names = load_pseudonymiser(config.scans.key_file)
+    inputs = {
+        "scans": scans.digest,
+        "labels": file_digest(table) if table is not None and table.is_file() else None,
+        "config": _settings(config.studies),
+        "key": names.fingerprint,
+        "code": code_digest("studies"),
+    }
+
+    def build(folder: Path) -> None:
+        found = read_scans(scans.path)
+        if table is None:
+            rows = labels.rows_from_scans(found)
+        else:
+            columns, cells = io.read_table(table)
+            rows = labels.rows_of(columns, cells, config.studies.labels, names)
+        io.write_cohort(folder, labels.build_cohort(found, rows, config.studies))
+
+    artifact = _make(config, "cohort", inputs, build)
+    for warning in io.read_cohort(artifact.path).warnings:
+        log.warning("%s", warning)
+    return artifact
+
+
+def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
+    """Cohort -> split; the test part is sealed from here on."""
+    from medtl.dataset import io
+    from medtl.dataset.split import split_cohort
+    from medtl.studies.io import read_cohort
+
+    inputs = {
+        "cohort": cohort.digest,
+        "config": _settings(config.dataset.split),
+        "seed": config.seed,
+        "code": code_digest("dataset"),
+    }
+
+    def build(folder: Path) -> None:
+        io.write_split(folder, split_cohort(read_cohort(cohort.path), config.dataset.split, config.seed))
+
+    return _make(config, "split", inputs, build)
+
+
+def make_plan(config: Config, scans: Artifact, cohort: Artifact, split: Artifact) -> Artifact:
+    """Training part -> plan."""
+    from medtl.dataset import io, plan
+    from medtl.model.backbones import BACKBONES
+    from medtl.scans.io import PixelStore
+    from medtl.studies.io import read_cohort
+
+    least = BACKBONES[config.model.backbone].min_size if config.model.backbone in BACKBONES else 16
+    inputs = {
+        "scans": scans.digest,
+        "split": split.digest,
+        "config": _settings(config.dataset.plan),
+        "min_size": least,
+        "code": code_digest("dataset"),
+    }
+
+    def build(folder: Path) -> None:
+        known = read_cohort(cohort.path)
+        training = set(io.read_split(split.path).train)
+        by_study = _scans_by_study(scans, known)
+        chosen = [by_study[s.study_id] for s in known.studies if s.study_id in training]
+        settings = config.dataset.plan
+        io.write_plan(
+            folder, plan.make_plan(chosen, PixelStore(scans.path), known.task, known.classes, settings, least)
+        )
+
+    return _make(config, "plan", inputs, build)
+
+
+def pack_images(config: Config, scans: Artifact, cohort: Artifact, plan: Artifact) -> Artifact:
+    """Scans -> one array at the plan's size, a row per study in the cohort's order."""
+    from medtl.dataset import io
+    from medtl.scans.io import PixelStore
+    from medtl.studies.io import read_cohort
+
+    inputs = {"scans": scans.digest, "cohort": cohort.digest, "plan": plan.digest, "code": code_digest("dataset")}
+
+    def build(folder: Path) -> None:
+        known = read_cohort(cohort.path)
+        by_study = _scans_by_study(scans, known)
+        ordered = [by_study[study.study_id] for study in known.studies]
+        io.write_pack(folder, ordered, PixelStore(scans.path), io.read_plan(plan.path))
+
+    return _make(config, "pack", inputs, build)
+
+
+def fit_in_phases(
+    config: Config, cohort: Artifact, split: Artifact, plan: Artifact, pack: Artifact, scratch: bool = False
+) -> Artifact:
+    """Pack -> checkpoint, phase by phase; goes on where an interrupted run was."""
+    from medtl.dataset import io as dataset_io
+    from medtl.dataset.loading import EvaluationBatches, TrainingBatches
+    from medtl.model import fit, io
+    from medtl.studies.io import read_cohort
+
+    model = scratch_model(config.model) if scratch else config.model
+    vault = io.Vault(vault_folder(config))
+    weights = io.resolve_weights(model.weights, model.backbone, vault)
+    device = fit.device_of(model)
+    threads = model.threads or os.cpu_count() or 1
+    inputs = {
+        "split": split.digest,
+        "pack": pack.digest,
+        "config": _settings(model, "vault", "scratch", "scratch_phases", "weights", "device", "threads"),
+        "transforms": _settings(config.dataset.transforms),
+        "weights": weights.sha256 if weights else None,
+        "seed": config.seed,
+        "device": device.type,
+        "threads": threads,
+        "code": code_digest("model", "dataset"),
+        "libraries": _versions("torch", "torchvision", "monai", "numpy"),
+    }
+    store = Store(config.workspace)
+    saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
+
+    def build(folder: Path) -> None:
+        known, parts, how = read_cohort(cohort.path), dataset_io.read_split(split.path), dataset_io.read_plan(plan.path)
+        images, targets, rows = dataset_io.read_pack(pack.path), known.targets, _rows(known)
+        fit.make_deterministic(config.seed, threads)
+        network, report = io.build_network(
+            model.backbone, how.size[0], how.channels, len(known.classes), model.dropout, weights, model.min_share,
+            config.seed,
+        )  # fmt: skip
+        log.info("weights of %s: %s, %.1f %% of the trunk", model.backbone, report.source, 100 * report.share)
+        seed = config.seed
+        train = TrainingBatches(
+            images, targets, [rows[s] for s in parts.train], model.batch_size, config.dataset.transforms, seed
+        )
+        val = EvaluationBatches(images, targets, [rows[s] for s in parts.val], model.batch_size)
+        label = "training from scratch" if scratch else "training"
+        phases, history = fit.fit(network, train, val, known.task, model, seed, saver, label)
+        described = {
+            "backbone": model.backbone,
+            "task": known.task,
+            "classes": known.classes,
+            "channels": how.channels,
+            "size": how.size,
+            "stages": network.stage_names,
+            "weights": report,
+            "phases": phases,
+            "history": history,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "environment": {**_versions(*_LIBRARIES), "device": device.type, "threads": str(threads)},
+        }
+        io.write_checkpoint(folder, network.to("cpu"), described)
+
+    if saver.path.exists() and store.find("checkpoint", inputs) is None:
+        log.warning("an interrupted training was found; going on from its last finished epoch")
+    artifact = store.make("checkpoint", inputs, build)
+    saver.clear()
+    return artifact
+
+
+def predict_part(
+    config: Config, checkpoint: Artifact, cohort: Artifact, split: Artifact, pack: Artifact, part: Part
+) -> Artifact:
+    """Checkpoint -> probabilities of one part. Opening the test part is logged."""
+    from medtl.dataset import io as dataset_io
+    from medtl.dataset.loading import EvaluationBatches
+    from medtl.evaluation.io import write_predictions
+    from medtl.model import fit, io
+    from medtl.model.predict import predict
+    from medtl.studies.io import read_cohort
+
+    inputs = {
+        "checkpoint": checkpoint.digest,
+        "split": split.digest,
+        "pack": pack.digest,
+        "part": part,
+        "batch_size": config.model.batch_size,
+        "code": code_digest("model", "dataset", "evaluation"),
+    }
+
+    def build(folder: Path) -> None:
+        known, parts = read_cohort(cohort.path), dataset_io.read_split(split.path)
+        if part == "test":
+            AuditLog(config.workspace).append("test.opened", split.digest, details={"checkpoint": checkpoint.digest})
+        chosen, rows = parts.part(part), _rows(known)
+        images, targets = dataset_io.read_pack(pack.path), known.targets
+        fit.make_deterministic(config.seed, config.model.threads)
+        batches = EvaluationBatches(images, targets, [rows[s] for s in chosen], config.model.batch_size)
+        probabilities = predict(io.read_network(checkpoint.path), batches, known.task, fit.device_of(config.model))
+        patient = {study.study_id: study.patient for study in known.studies}
+        write_predictions(
+            folder,
+            Predictions(
+                part, chosen, tuple(patient[s] for s in chosen), targets[[rows[s] for s in chosen]], probabilities
+            ),
+        )
+
+    return _make(config, "predictions", inputs, build)
+
+
+def evaluate(config: Config, plan: Artifact, val: Artifact, test: Artifact) -> Artifact:
+    """Predictions -> evaluation with intervals."""
+    from medtl.dataset.io import read_plan
+    from medtl.evaluation import io
+    from medtl.evaluation.assess import assess
+
+    inputs = {
+        "val": val.digest,
+        "test": test.digest,
+        "config": _settings(config.evaluation),
+        "seed": config.seed,
+        "code": code_digest("evaluation"),
+    }
+
+    def build(folder: Path) -> None:
+        how = read_plan(plan.path)
+        io.write_evaluation(
+            folder,
+            assess(
+                io.read_predictions(val.path),
+                io.read_predictions(test.path),
+                how.task,
+                how.classes,
+                config.evaluation,
+                config.seed,
+            ),
+        )
+
+    return _make(config, "evaluation", inputs, build)
+
+
+def compare(config: Config, plan: Artifact, test: Artifact, scratch_test: Artifact) -> Artifact:
+    """Two models' predictions of the same test part -> their difference with an interval."""
+    from medtl.dataset.io import read_plan
+    from medtl.evaluation import io
+    from medtl.evaluation.comparison import compare as compare_predictions
+
+    inputs = {
+        "model": test.digest,
+        "reference": scratch_test.digest,
+        "config": _settings(config.evaluation.uncertainty),
+        "seed": config.seed,
+        "code": code_digest("evaluation"),
+    }
+
+    def build(folder: Path) -> None:
+        how = read_plan(plan.path)
+        io.write_comparison(
+            folder,
+            compare_predictions(
+                io.read_predictions(test.path),
+                io.read_predictions(scratch_test.path),
+                ("transfer", "scratch"),
+                how.task,
+                how.classes,
+                config.evaluation.uncertainty,
+                config.seed,
+            ),
+        )
+
+    return _make(config, "comparison", inputs, build)
+
+
+def scratch_model(model: ModelConfig) -> ModelConfig:
+    """Give the same network without weights: everything unfrozen, as many epochs as all phases together."""
+    epochs = sum(phase.epochs for phase in model.phases)
+    plain = (PhaseConfig(name="scratch", unfreeze="all", epochs=epochs, lr=1e-3, decay=1.0),)
+    return model.model_copy(update={"weights": "none", "phases": model.scratch_phases or plain})
+
+
+def peak_memory_mb() -> float:
+    """Give the largest resident memory of this process so far, in MB."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kilobytes / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+
+
+def _make(config: Config, kind: str, inputs: Mapping[str, Any], build: Any) -> Artifact:
+    return Store(config.workspace).make(kind, inputs, build)
+
+
+def _settings(section: Any, *left_out: str) -> Any:
+    return section.model_dump(mode="json", exclude=set(left_out))
+
+
+def _versions(*names: str) -> dict[str, str]:
+    return {name: metadata.version(name) for name in names}
+
+
+def _rows(cohort: Cohort) -> dict[str, int]:
+    return {study.study_id: row for row, study in enumerate(cohort.studies)}
+
+
+def _scans_by_study(scans: Artifact, cohort: Cohort) -> dict[str, Scan]:
+    from medtl.scans.io import read_scans
+
+    by_id = {scan.scan_id: scan for scan in read_scans(scans.path)}
+    return {study.study_id: by_id[study.scan_id] for study in cohort.studies}
+
+
+def _weights_digest(config: Config) -> str | None:
+    """Tell which weights a vault name means today, without torch; None where they are not there yet."""
+    spec = config.model.weights
+    name = f"imagenet-{config.model.backbone}" if spec == "imagenet" else spec.removeprefix("vault:")
+    entry = vault_folder(config) / name / "entry.json"
+    return file_digest(entry) if spec != "none" and entry.is_file() else None
