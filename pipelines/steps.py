@@ -333,9 +333,8 @@ def evaluate(config: Config, plan: Artifact, val: Artifact, test: Artifact) -> A
     return _make(config, "evaluation", inputs, build)
 
 
-def compare(config: Config, plan: Artifact, test: Artifact, scratch_test: Artifact) -> Artifact:
+def compare(config: Config, test: Artifact, scratch_test: Artifact) -> Artifact:
     """Two models' predictions of the same test part -> their difference with an interval."""
-    from medtl.dataset.io import read_plan
     from medtl.evaluation import io
     from medtl.evaluation.comparison import compare as compare_predictions
 
@@ -348,15 +347,12 @@ def compare(config: Config, plan: Artifact, test: Artifact, scratch_test: Artifa
     }
 
     def build(folder: Path) -> None:
-        how = read_plan(plan.path)
         io.write_comparison(
             folder,
             compare_predictions(
                 io.read_predictions(test.path),
                 io.read_predictions(scratch_test.path),
                 ("transfer", "scratch"),
-                how.task,
-                how.classes,
                 config.evaluation.uncertainty,
                 config.seed,
             ),
