@@ -6,10 +6,12 @@ inside the steps that need it, so that looking something up stays fast.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -17,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 
-from medtl.artifacts import Store, code_digest, digest_of, file_digest, read_record, write_record
+from medtl.artifacts import (
+    Store,
+    code_digest,
+    digest_of,
+    file_digest,
+    storage_errors,
+    verify,
+    write_bytes,
+    write_json,
+    write_record,
+)
 from medtl.audit import AuditLog
 from medtl.config import Config, ModelConfig, PhaseConfig
 from medtl.pseudonyms import load_pseudonymiser
@@ -25,11 +37,8 @@ from medtl.records import (
     PARTS,
     Artifact,
     Cohort,
-    Comparison,
-    Evaluation,
     Exclusion,
     Part,
-    Plan,
     Predictions,
     Release,
     Scan,
@@ -403,3 +412,304 @@ def _weights_digest(config: Config) -> str | None:
     name = f"imagenet-{config.model.backbone}" if spec == "imagenet" else spec.removeprefix("vault:")
     entry = vault_folder(config) / name / "entry.json"
     return file_digest(entry) if spec != "none" and entry.is_file() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The artifacts of one trained and measured model."""
+
+    checkpoint: Artifact
+    val: Artifact
+    test: Artifact
+    evaluation: Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The artifacts that every model of a run shares."""
+
+    scans: Artifact
+    cohort: Artifact
+    split: Artifact
+    plan: Artifact
+    pack: Artifact
+
+
+def make_release(config: Config, prepared: Prepared, trained: Trained) -> tuple[Artifact, Release]:
+    """Checkpoint and evaluation -> release, entered in the register as the gate decides."""
+    from medtl.evaluation.io import read_evaluation
+    from medtl.registry import promotion
+    from medtl.registry.io import RELEASE, Register
+
+    evaluation = read_evaluation(trained.evaluation.path)
+    checks = promotion.check(evaluation, config.registry.promotion)
+    inputs = {
+        "name": config.name,
+        "checkpoint": trained.checkpoint.digest,
+        "plan": prepared.plan.digest,
+        "evaluation": trained.evaluation.digest,
+        "gate": _settings(config.registry.promotion),
+    }
+    release = Release(
+        release_id=f"r-{digest_of(inputs)[:12]}",
+        name=config.name,
+        status=promotion.status_of(checks),
+        checks=checks,
+        provenance=provenance(config, prepared, trained),
+    )
+
+    def build(folder: Path) -> None:
+        for source in (trained.checkpoint, prepared.plan, trained.evaluation):
+            for path in sorted(source.path.iterdir()):
+                if path.name != "manifest.json":
+                    (folder / path.name).write_bytes(path.read_bytes())
+        write_record(folder / RELEASE, release)
+
+    artifact = _make(config, "release", inputs, build)
+    if Register(config.workspace).enter(release, artifact):
+        observed = [{"condition": c.condition, "observed": c.observed, "passed": c.passed} for c in checks]
+        outcome = "refused" if release.status == "refused" else "done"
+        details = {"name": config.name, "artifact": artifact.digest, "gate": observed}
+        AuditLog(config.workspace).append(f"release.{release.status}", release.release_id, outcome, details)
+    return artifact, release
+
+
+def provenance(config: Config, prepared: Prepared, trained: Trained) -> dict[str, Any]:
+    """Name everything a model was made from by its digest."""
+    from medtl.model.io import read_checkpoint
+
+    checkpoint = read_checkpoint(trained.checkpoint.path)
+    rooms = ("scans", "studies", "dataset", "model", "evaluation", "registry")
+    return {
+        "scans": prepared.scans.digest,
+        "cohort": prepared.cohort.digest,
+        "split": prepared.split.digest,
+        "plan": prepared.plan.digest,
+        "images": prepared.pack.digest,
+        "config": digest_of(config.model_dump(mode="json", exclude={"workspace": True, "scans": {"source", "key_file"}})),
+        "code": code_digest(*rooms),
+        "weights": checkpoint.weights.sha256,
+        "checkpoint": trained.checkpoint.digest,
+        "model": checkpoint.weights_sha256,
+        "evaluation": trained.evaluation.digest,
+        "environment": dict(checkpoint.environment),
+    }
+
+
+def write_report(
+    config: Config,
+    prepared: Prepared,
+    trained: Trained,
+    scratch: Trained | None,
+    comparison: Artifact | None,
+    release: Release,
+    resources: Mapping[str, Any],
+) -> tuple[Artifact, Path]:
+    """Everything known -> one page; give the artifact and the copy that people open."""
+    from medtl.report.io import write_report as write
+
+    facts = _facts(config, prepared, trained, scratch, comparison, release, resources)
+    inputs = {
+        "release": release.release_id,
+        "status": release.status,
+        "report": _settings(config.report),
+        "cohort": prepared.cohort.digest,
+        "comparison": comparison.digest if comparison else None,
+        "scratch": scratch.checkpoint.digest if scratch else None,
+        "openings": facts.test_openings,
+        "code": code_digest("report"),
+    }
+    artifact = _make(config, "report", inputs, lambda folder: write(folder, facts))
+    folder = Store(config.workspace).workspace / "reports"
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+    page = folder / f"{config.name}-{release.release_id}.html"
+    write_bytes(page, (artifact.path / "report.html").read_bytes())
+    return artifact, page
+
+
+def _facts(
+    config: Config,
+    prepared: Prepared,
+    trained: Trained,
+    scratch: Trained | None,
+    comparison: Artifact | None,
+    release: Release,
+    resources: Mapping[str, Any],
+) -> Any:
+    from medtl.dataset.io import read_plan, read_split
+    from medtl.evaluation.io import read_comparison, read_evaluation
+    from medtl.model.io import read_checkpoint
+    from medtl.report.facts import Facts
+    from medtl.scans.io import read_exclusions, read_scans
+    from medtl.studies.io import read_cohort
+
+    opened = [e for e in AuditLog(config.workspace).events() if e["action"] == "test.opened"]
+    return Facts(
+        title=config.report.title or config.name,
+        config=config.model_dump(mode="json"),
+        intended_use=config.report.intended_use,
+        limits=config.report.limits,
+        files=file_count(prepared.scans),
+        scans=len(read_scans(prepared.scans.path)),
+        exclusions=read_exclusions(prepared.scans.path),
+        cohort=read_cohort(prepared.cohort.path),
+        split=read_split(prepared.split.path),
+        plan=read_plan(prepared.plan.path),
+        checkpoint=read_checkpoint(trained.checkpoint.path),
+        evaluation=read_evaluation(trained.evaluation.path),
+        scratch=read_checkpoint(scratch.checkpoint.path) if scratch else None,
+        scratch_evaluation=read_evaluation(scratch.evaluation.path) if scratch else None,
+        comparison=read_comparison(comparison.path) if comparison else None,
+        release_status=release.status,
+        gate=release.checks,
+        release_id=release.release_id,
+        provenance=release.provenance,
+        test_openings=sum(event["subject"] == prepared.split.digest for event in opened),
+        resources=resources,
+    )
+
+
+def file_count(scans: Artifact) -> int:
+    """Tell how many files an ingest looked at."""
+    manifest = json.loads((scans.path / "manifest.json").read_bytes())
+    return int(manifest["inputs"]["count"])
+
+
+def excluded(scans: Artifact, cohort: Artifact | None = None, split: Artifact | None = None) -> tuple[Exclusion, ...]:
+    """Collect what was left out so far, stage by stage."""
+    from medtl.dataset.io import read_split
+    from medtl.scans.io import read_exclusions
+    from medtl.studies.io import read_cohort
+
+    found = list(read_exclusions(scans.path))
+    if cohort is not None:
+        found += read_cohort(cohort.path).exclusions
+    if split is not None:
+        found += read_split(split.path).exclusions
+    return tuple(found)
+
+
+def run_key(config: Config, inputs: Inputs) -> str:
+    """Name a run by the bytes of everything it depends on."""
+    rooms = ("scans", "studies", "dataset", "model", "evaluation", "report", "registry")
+    settings = config.model_dump(mode="json", exclude={"workspace": True, "scans": {"source", "key_file", "workers"}})
+    settings["model"].pop("weights")
+    threads = config.model.threads or os.cpu_count() or 1
+    steps = file_digest(Path(__file__))
+    return digest_of([asdict(inputs), settings, threads, code_digest(*rooms), steps, _versions(*_LIBRARIES)])
+
+
+def finished_run(config: Config) -> dict[str, Any] | None:
+    """Find the summary of a run that is done already, with every artifact behind it checked byte by byte."""
+    path = config.workspace.absolute() / "runs" / f"{run_key(config, look_at_inputs(config))[:32]}.json"
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_bytes())
+    for relative, digest in record["artifacts"].items():
+        folder = config.workspace.absolute() / relative
+        if not folder.is_dir() or verify(folder) != digest:
+            log.warning("a result of this run is gone; making it again")
+            return None
+    summary: dict[str, Any] = record["summary"]
+    return summary if Path(summary["report"]).is_file() else None
+
+
+def remember_run(config: Config, artifacts: tuple[Artifact, ...], summary: Mapping[str, Any]) -> None:
+    """Write down that a run is done and what it gave."""
+    root = config.workspace.absolute()
+    folder = root / "runs"
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+    record = {
+        "artifacts": {a.path.relative_to(root).as_posix(): a.digest for a in artifacts},
+        "summary": dict(summary),
+    }
+    write_json(folder / f"{run_key(config, look_at_inputs(config))[:32]}.json", record)
+
+
+def summarise(
+    config: Config, prepared: Prepared, trained: Trained, comparison: Artifact | None, release: Release, page: Path
+) -> dict[str, Any]:
+    """Put a run's results into the one object that machines read."""
+    from medtl.dataset.io import read_split
+    from medtl.evaluation.io import read_comparison, read_evaluation
+
+    split = read_split(prepared.split.path)
+    scores = read_evaluation(trained.evaluation.path).metrics
+    summary: dict[str, Any] = {
+        "name": config.name,
+        "release": release.release_id,
+        "status": release.status,
+        "report": str(page),
+        "split": {part: len(split.part(part)) for part in PARTS},
+        "metrics": {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
+        "gate": [asdict(one) for one in release.checks],
+        "excluded": dict(Counter(e.code for e in excluded(prepared.scans, prepared.cohort, prepared.split))),
+        "digests": {
+            "checkpoint": trained.checkpoint.digest,
+            "predictions": trained.test.digest,
+            "evaluation": trained.evaluation.digest,
+        },
+    }
+    if comparison is not None:
+        found = read_comparison(comparison.path)
+        reference, difference = found.reference_score, found.difference
+        summary["scratch"] = {"auroc": {"value": reference.value, "low": reference.low, "high": reference.high}}
+        summary["difference"] = {"auroc": {"value": difference.value, "low": difference.low, "high": difference.high}}
+    return summary
+
+
+def summarise_ingest(scans: Artifact) -> dict[str, Any]:
+    """Count what an ingest took and left out."""
+    from medtl.scans.io import read_scans
+
+    return {
+        "files": file_count(scans),
+        "scans": len(read_scans(scans.path)),
+        "excluded": dict(Counter(e.code for e in excluded(scans))),
+        "reused": scans.reused,
+        "artifact": str(scans.path),
+    }
+
+
+def summarise_training(checkpoint: Artifact) -> dict[str, Any]:
+    """Tell what training gave, on validation."""
+    from medtl.model.io import read_checkpoint
+
+    record = read_checkpoint(checkpoint.path)
+    return {
+        "checkpoint": checkpoint.digest,
+        "backbone": record.backbone,
+        "weights": {"source": record.weights.source, "share": record.weights.share},
+        "phases": [
+            {"name": p.name, "best_epoch": p.best_epoch, "val_auroc": p.val_auroc, "val_loss": p.val_loss, "kept": p.kept}
+            for p in record.phases
+        ],
+        "reused": checkpoint.reused,
+        "artifact": str(checkpoint.path),
+    }
+
+
+def summarise_evaluation(trained: Trained) -> dict[str, Any]:
+    """Tell what was measured on the test part."""
+    from medtl.evaluation.io import read_evaluation
+
+    scores = read_evaluation(trained.evaluation.path).metrics
+    return {
+        "metrics": {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
+        "checkpoint": trained.checkpoint.digest,
+        "reused": trained.evaluation.reused,
+        "artifact": str(trained.evaluation.path),
+    }
+
+
+def artifacts_of(
+    prepared: Prepared, trained: Trained, scratch: Trained | None, comparison: Artifact | None
+) -> tuple[Artifact, ...]:
+    """List every artifact behind a run."""
+    models = [trained] + ([scratch] if scratch else [])
+    found = [prepared.scans, prepared.cohort, prepared.split, prepared.plan, prepared.pack]
+    for model in models:
+        found += [model.checkpoint, model.val, model.test, model.evaluation]
+    return tuple(found + ([comparison] if comparison else []))

@@ -1,0 +1,17 @@
+"""Files -> scans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from medtl.config import Config
+from pipelines import steps, tasks
+
+
+@flow(name="ingest")
+async def ingest(config: Config) -> dict[str, Any]:
+    """Read every file of the source once; count what became a scan and what did not."""
+    scans = await tasks.ingest_scans(config)
+    return steps.summarise_ingest(scans)

@@ -1,0 +1,36 @@
+"""The whole way: a folder of scans in, a validated model and its report out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from prefect import flow
+
+from medtl.config import Config
+from pipelines import steps, tasks
+from pipelines.evaluate import measure
+from pipelines.train import prepare
+
+
+@flow(name="run")
+async def run(config: Config) -> dict[str, Any]:
+    """Ingest, train, measure, release, report; a run whose every input is unchanged does nothing."""
+    started = time.perf_counter()
+    done = steps.finished_run(config)
+    if done is not None:
+        return {**done, "reused": True, "seconds": _since(started), "peak_memory_mb": steps.peak_memory_mb()}
+    prepared = await prepare(config)
+    trained = await measure(config, prepared)
+    scratch = await measure(config, prepared, scratch=True) if config.model.scratch else None
+    comparison = await tasks.compare(config, trained.test, scratch.test) if scratch else None
+    artifact, release = await tasks.make_release(config, prepared, trained)
+    resources = {"seconds": _since(started), "peak_memory_mb": steps.peak_memory_mb()}
+    report, page = await tasks.write_report(config, prepared, trained, scratch, comparison, release, resources)
+    summary = steps.summarise(config, prepared, trained, comparison, release, page)
+    steps.remember_run(config, (*steps.artifacts_of(prepared, trained, scratch, comparison), artifact, report), summary)
+    return {**summary, "reused": False, **resources}
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 2)
