@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 
 from medtl.config import Config
-from pipelines import steps, tasks
+from pipelines import results, steps, tasks
 from pipelines.train import fit, prepare
 
 
@@ -24,4 +24,4 @@ async def measure(config: Config, prepared: steps.Prepared, scratch: bool = Fals
 async def evaluate(config: Config) -> dict[str, Any]:
     """Measure the model on the test part, training it first if that is not done."""
     prepared = await prepare(config)
-    return steps.summarise_evaluation(await measure(config, prepared))
+    return results.summarise_evaluation(await measure(config, prepared))

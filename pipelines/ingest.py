@@ -7,11 +7,11 @@ from typing import Any
 from prefect import flow
 
 from medtl.config import Config
-from pipelines import steps, tasks
+from pipelines import results, tasks
 
 
 @flow(name="ingest")
 async def ingest(config: Config) -> dict[str, Any]:
     """Read every file of the source once; count what became a scan and what did not."""
     scans = await tasks.ingest_scans(config)
-    return steps.summarise_ingest(scans)
+    return results.summarise_ingest(scans)

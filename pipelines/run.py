@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 
 from medtl.config import Config
-from pipelines import steps, tasks
+from pipelines import results, tasks
 from pipelines.evaluate import measure
 from pipelines.train import prepare
 
@@ -17,18 +17,18 @@ from pipelines.train import prepare
 async def run(config: Config) -> dict[str, Any]:
     """Ingest, train, measure, release, report; a run whose every input is unchanged does nothing."""
     started = time.perf_counter()
-    done = steps.finished_run(config)
+    done = results.finished_run(config)
     if done is not None:
-        return {**done, "reused": True, "seconds": _since(started), "peak_memory_mb": steps.peak_memory_mb()}
+        return {**done, "reused": True, "seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}
     prepared = await prepare(config)
     trained = await measure(config, prepared)
     scratch = await measure(config, prepared, scratch=True) if config.model.scratch else None
     comparison = await tasks.compare(config, trained.test, scratch.test) if scratch else None
     artifact, release = await tasks.make_release(config, prepared, trained)
-    resources = {"seconds": _since(started), "peak_memory_mb": steps.peak_memory_mb()}
+    resources = {"seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}
     report, page = await tasks.write_report(config, prepared, trained, scratch, comparison, release, resources)
-    summary = steps.summarise(config, prepared, trained, comparison, release, page)
-    steps.remember_run(config, (*steps.artifacts_of(prepared, trained, scratch, comparison), artifact, report), summary)
+    summary = results.summarise(config, prepared, trained, comparison, release, page)
+    results.remember_run(config, (*results.artifacts_of(prepared, trained, scratch, comparison), artifact, report), summary)
     return {**summary, "reused": False, **resources}
 
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
-import sys
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,19 +22,15 @@ from medtl.artifacts import (
     digest_of,
     file_digest,
     storage_errors,
-    verify,
     write_bytes,
-    write_json,
     write_record,
 )
 from medtl.audit import AuditLog
 from medtl.config import Config, ModelConfig, PhaseConfig
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import (
-    PARTS,
     Artifact,
     Cohort,
-    Exclusion,
     Part,
     Predictions,
     Release,
@@ -45,18 +38,7 @@ from medtl.records import (
 )
 
 log = logging.getLogger("medtl")
-_LIBRARIES = ("torch", "torchvision", "monai", "numpy", "scikit-learn", "pydicom", "opencv-python-headless")
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a run starts from, by its bytes."""
-
-    files: int
-    source: str  # digest over names (keyed) and bytes
-    labels: str | None
-    weights: str | None
-    key: str
+LIBRARIES = ("torch", "torchvision", "monai", "numpy", "scikit-learn", "pydicom", "opencv-python-headless")
 
 
 def label_table(config: Config) -> Path | None:
@@ -74,23 +56,6 @@ def vault_folder(config: Config) -> Path:
     return config.model.vault or config.workspace / "weights"
 
 
-def look_at_inputs(config: Config) -> Inputs:
-    """Hash everything that a run depends on; decode nothing."""
-    from medtl.scans.io import survey
-
-    names = load_pseudonymiser(config.scans.key_file)
-    table = label_table(config)
-    files = survey(config.scans.source, config.scans, frozenset([table] if table else []))
-    weights = Path(config.model.weights)
-    return Inputs(
-        files=len(files),
-        source=digest_of([[names.file(f.relative), f.sha256, f.refusal.code if f.refusal else None] for f in files]),
-        labels=file_digest(table) if table is not None and table.is_file() else None,
-        weights=_weights_digest(config) if not weights.is_file() else file_digest(weights),
-        key=names.fingerprint,
-    )
-
-
 def ingest_scans(config: Config) -> Artifact:
     """Files -> scans, exclusions and pixels."""
     from medtl.scans.io import ingest, survey
@@ -104,7 +69,7 @@ def ingest_scans(config: Config) -> Artifact:
         "config": _settings(config.scans, "source", "key_file", "workers"),
         "key": names.fingerprint,
         "code": code_digest("scans"),
-        "libraries": _versions("pydicom", "pillow", "nibabel", "pylibjpeg", "pyjpegls"),
+        "libraries": versions("pydicom", "pillow", "nibabel", "pylibjpeg", "pyjpegls"),
     }
     return _make(config, "scans", inputs, lambda folder: ingest(files, config.scans, names, folder))
 
@@ -228,7 +193,7 @@ def fit_in_phases(
         "device": device.type,
         "threads": threads,
         "code": code_digest("model", "dataset"),
-        "libraries": _versions("torch", "torchvision", "monai", "numpy"),
+        "libraries": versions("torch", "torchvision", "monai", "numpy"),
     }
     store = Store(config.workspace)
     saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
@@ -260,7 +225,7 @@ def fit_in_phases(
             "phases": phases,
             "history": history,
             "parameters": sum(p.numel() for p in network.parameters()),
-            "environment": {**_versions(*_LIBRARIES), "device": device.type, "threads": str(threads)},
+            "environment": {**versions(*LIBRARIES), "device": device.type, "threads": str(threads)},
         }
         io.write_checkpoint(folder, network.to("cpu"), described)
 
@@ -377,12 +342,6 @@ def scratch_model(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"weights": "none", "phases": model.scratch_phases or plain})
 
 
-def peak_memory_mb() -> float:
-    """Give the largest resident memory of this process so far, in MB."""
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(kilobytes / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
-
-
 def _make(config: Config, kind: str, inputs: Mapping[str, Any], build: Any) -> Artifact:
     return Store(config.workspace).make(kind, inputs, build)
 
@@ -391,7 +350,7 @@ def _settings(section: Any, *left_out: str) -> Any:
     return section.model_dump(mode="json", exclude=set(left_out))
 
 
-def _versions(*names: str) -> dict[str, str]:
+def versions(*names: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
@@ -404,14 +363,6 @@ def _scans_by_study(scans: Artifact, cohort: Cohort) -> dict[str, Scan]:
 
     by_id = {scan.scan_id: scan for scan in read_scans(scans.path)}
     return {study.study_id: by_id[study.scan_id] for study in cohort.studies}
-
-
-def _weights_digest(config: Config) -> str | None:
-    """Tell which weights a vault name means today, without torch; None where they are not there yet."""
-    spec = config.model.weights
-    name = f"imagenet-{config.model.backbone}" if spec == "imagenet" else spec.removeprefix("vault:")
-    entry = vault_folder(config) / name / "entry.json"
-    return file_digest(entry) if spec != "none" and entry.is_file() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,146 +521,27 @@ def _facts(
     )
 
 
+def add_to_vault(config: Config, target: Config, checkpoint: Artifact) -> dict[str, Any]:
+    """Put a checkpoint's trunk into the target's vault under the source's name, with where it came from."""
+    from medtl.model import io
+
+    record = io.read_checkpoint(checkpoint.path)
+    vault = io.Vault(vault_folder(target))
+    source = f"trained here on '{config.name}': checkpoint {checkpoint.digest[:16]}"
+    known = next((e for e in vault.entries() if e.name == config.name and e.source == source), None)
+    entry = known or vault.add(
+        config.name,
+        record.backbone,
+        io.read_weights(checkpoint.path / io.WEIGHTS),
+        source,
+        original_sha256=record.weights_sha256,
+        licence="as this project and its synthetic data: Apache-2.0",
+        citation="trained by medtl on its own synthetic source task",
+    )
+    return {"vault": entry.name, "source": source, "checkpoint": checkpoint.digest}
+
+
 def file_count(scans: Artifact) -> int:
     """Tell how many files an ingest looked at."""
     manifest = json.loads((scans.path / "manifest.json").read_bytes())
     return int(manifest["inputs"]["count"])
-
-
-def excluded(scans: Artifact, cohort: Artifact | None = None, split: Artifact | None = None) -> tuple[Exclusion, ...]:
-    """Collect what was left out so far, stage by stage."""
-    from medtl.dataset.io import read_split
-    from medtl.scans.io import read_exclusions
-    from medtl.studies.io import read_cohort
-
-    found = list(read_exclusions(scans.path))
-    if cohort is not None:
-        found += read_cohort(cohort.path).exclusions
-    if split is not None:
-        found += read_split(split.path).exclusions
-    return tuple(found)
-
-
-def run_key(config: Config, inputs: Inputs) -> str:
-    """Name a run by the bytes of everything it depends on."""
-    rooms = ("scans", "studies", "dataset", "model", "evaluation", "report", "registry")
-    settings = config.model_dump(mode="json", exclude={"workspace": True, "scans": {"source", "key_file", "workers"}})
-    settings["model"].pop("weights")
-    threads = config.model.threads or os.cpu_count() or 1
-    steps = file_digest(Path(__file__))
-    return digest_of([asdict(inputs), settings, threads, code_digest(*rooms), steps, _versions(*_LIBRARIES)])
-
-
-def finished_run(config: Config) -> dict[str, Any] | None:
-    """Find the summary of a run that is done already, with every artifact behind it checked byte by byte."""
-    path = config.workspace.absolute() / "runs" / f"{run_key(config, look_at_inputs(config))[:32]}.json"
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_bytes())
-    for relative, digest in record["artifacts"].items():
-        folder = config.workspace.absolute() / relative
-        if not folder.is_dir() or verify(folder) != digest:
-            log.warning("a result of this run is gone; making it again")
-            return None
-    summary: dict[str, Any] = record["summary"]
-    return summary if Path(summary["report"]).is_file() else None
-
-
-def remember_run(config: Config, artifacts: tuple[Artifact, ...], summary: Mapping[str, Any]) -> None:
-    """Write down that a run is done and what it gave."""
-    root = config.workspace.absolute()
-    folder = root / "runs"
-    with storage_errors(folder):
-        folder.mkdir(exist_ok=True)
-    record = {
-        "artifacts": {a.path.relative_to(root).as_posix(): a.digest for a in artifacts},
-        "summary": dict(summary),
-    }
-    write_json(folder / f"{run_key(config, look_at_inputs(config))[:32]}.json", record)
-
-
-def summarise(
-    config: Config, prepared: Prepared, trained: Trained, comparison: Artifact | None, release: Release, page: Path
-) -> dict[str, Any]:
-    """Put a run's results into the one object that machines read."""
-    from medtl.dataset.io import read_split
-    from medtl.evaluation.io import read_comparison, read_evaluation
-
-    split = read_split(prepared.split.path)
-    scores = read_evaluation(trained.evaluation.path).metrics
-    summary: dict[str, Any] = {
-        "name": config.name,
-        "release": release.release_id,
-        "status": release.status,
-        "report": str(page),
-        "split": {part: len(split.part(part)) for part in PARTS},
-        "metrics": {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
-        "gate": [asdict(one) for one in release.checks],
-        "excluded": dict(Counter(e.code for e in excluded(prepared.scans, prepared.cohort, prepared.split))),
-        "digests": {
-            "checkpoint": trained.checkpoint.digest,
-            "predictions": trained.test.digest,
-            "evaluation": trained.evaluation.digest,
-        },
-    }
-    if comparison is not None:
-        found = read_comparison(comparison.path)
-        reference, difference = found.reference_score, found.difference
-        summary["scratch"] = {"auroc": {"value": reference.value, "low": reference.low, "high": reference.high}}
-        summary["difference"] = {"auroc": {"value": difference.value, "low": difference.low, "high": difference.high}}
-    return summary
-
-
-def summarise_ingest(scans: Artifact) -> dict[str, Any]:
-    """Count what an ingest took and left out."""
-    from medtl.scans.io import read_scans
-
-    return {
-        "files": file_count(scans),
-        "scans": len(read_scans(scans.path)),
-        "excluded": dict(Counter(e.code for e in excluded(scans))),
-        "reused": scans.reused,
-        "artifact": str(scans.path),
-    }
-
-
-def summarise_training(checkpoint: Artifact) -> dict[str, Any]:
-    """Tell what training gave, on validation."""
-    from medtl.model.io import read_checkpoint
-
-    record = read_checkpoint(checkpoint.path)
-    return {
-        "checkpoint": checkpoint.digest,
-        "backbone": record.backbone,
-        "weights": {"source": record.weights.source, "share": record.weights.share},
-        "phases": [
-            {"name": p.name, "best_epoch": p.best_epoch, "val_auroc": p.val_auroc, "val_loss": p.val_loss, "kept": p.kept}
-            for p in record.phases
-        ],
-        "reused": checkpoint.reused,
-        "artifact": str(checkpoint.path),
-    }
-
-
-def summarise_evaluation(trained: Trained) -> dict[str, Any]:
-    """Tell what was measured on the test part."""
-    from medtl.evaluation.io import read_evaluation
-
-    scores = read_evaluation(trained.evaluation.path).metrics
-    return {
-        "metrics": {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
-        "checkpoint": trained.checkpoint.digest,
-        "reused": trained.evaluation.reused,
-        "artifact": str(trained.evaluation.path),
-    }
-
-
-def artifacts_of(
-    prepared: Prepared, trained: Trained, scratch: Trained | None, comparison: Artifact | None
-) -> tuple[Artifact, ...]:
-    """List every artifact behind a run."""
-    models = [trained] + ([scratch] if scratch else [])
-    found = [prepared.scans, prepared.cohort, prepared.split, prepared.plan, prepared.pack]
-    for model in models:
-        found += [model.checkpoint, model.val, model.test, model.evaluation]
-    return tuple(found + ([comparison] if comparison else []))

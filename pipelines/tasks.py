@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from pipelines import steps
+from pipelines import apply, steps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,3 +42,5 @@ evaluate = _task(steps.evaluate)
 compare = _task(steps.compare)
 make_release = _task(steps.make_release)
 write_report = _task(steps.write_report)
+apply_release = _task(apply.apply_release)
+add_to_vault = _task(steps.add_to_vault)

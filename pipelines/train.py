@@ -8,7 +8,7 @@ from prefect import flow
 
 from medtl.config import Config
 from medtl.records import Artifact
-from pipelines import steps, tasks
+from pipelines import results, steps, tasks
 
 
 async def prepare(config: Config) -> steps.Prepared:
@@ -30,4 +30,4 @@ async def fit(config: Config, prepared: steps.Prepared, scratch: bool = False) -
 async def train(config: Config) -> dict[str, Any]:
     """Train a model in phases; the test part stays sealed."""
     prepared = await prepare(config)
-    return steps.summarise_training(await fit(config, prepared))
+    return results.summarise_training(await fit(config, prepared))

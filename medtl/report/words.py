@@ -17,7 +17,6 @@ SHOWN_CLASSES = 8
 METRICS = {
     "auroc": "AUROC",
     "average_precision": "Average precision",
-    "auprc": "Average precision",
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
     "ppv": "Positive predictive value",
@@ -25,17 +24,11 @@ METRICS = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "f1": "F1",
-    "mcc": "Matthews correlation",
-    "kappa": "Cohen's kappa",
     "brier": "Brier score (lower is better)",
-    "ece": "Calibration error, ECE (lower is better)",
-    "log_loss": "Log loss (lower is better)",
-    "calibration_slope": "Calibration slope (1 is ideal)",
-    "calibration_intercept": "Calibration intercept (0 is ideal)",
-    "prevalence": "Prevalence",
+    "calibration_error": "Calibration error (lower is better)",
 }
-LOWER_IS_BETTER = frozenset({"brier", "ece", "log_loss"})
-RULES = {"youden": "the largest sum of sensitivity and specificity (Youden)"}
+LOWER_IS_BETTER = frozenset({"brier", "calibration_error"})
+PARTS_IN_WORDS = {"train": "training", "val": "validation", "test": "test"}
 STATUSES = {
     "validated": "Validated: every condition of the gate was met.",
     "candidate": "Candidate: not validated. Not to be used on patients.",
@@ -74,7 +67,8 @@ def interval(score: Score) -> str:
 
 def not_estimable(score: Score) -> str:
     """Say why a figure is missing."""
-    return f"not estimable: {score.note}" if score.note else "not estimable"
+    reason = score.note.removeprefix("not estimable").removeprefix(":").strip()
+    return f"not estimable: {reason}" if reason else "not estimable"
 
 
 def metric_name(metric: str) -> str:
@@ -152,8 +146,8 @@ def _percent(value: float) -> str:
 
 def operating_point(point: OperatingPoint) -> str:
     """Say where a threshold lies, by which rule and on which part it was chosen."""
-    rule = RULES.get(point.rule, point.rule)
-    return f"threshold {number(point.threshold)}, chosen on the {point.chosen_on} part by {rule}"
+    part = PARTS_IN_WORDS.get(point.chosen_on, point.chosen_on)
+    return f"threshold {number(point.threshold)}, chosen on the {part} part by {point.rule}"
 
 
 def operating_points(evaluation: Evaluation) -> str:
@@ -224,12 +218,12 @@ def split_sentence(facts: Facts) -> str:
     who = "patient" if facts.cohort.patients_known else "image (patients are not known)"
     if facts.split.predefined:
         return (
-            "The parts were given with the data and used as they are. No group (one patient, or images with identical "
-            "pixels) is in two parts; a split that shares one is refused."
+            "The parts were given with the data; one that was missing was taken from training, by patient. No group (one "
+            "patient, or images with identical pixels) is in two parts; a split that shares one is refused."
         )
     dataset = facts.config["dataset"]["split"]
     return (
-        f"Made at random by {who} with seed {facts.config['seed']}, asking for {number(dataset['val'], 2)} in validation "
+        f"Made at random by {who}, stratified by class, with seed {facts.config['seed']}, asking for {number(dataset['val'], 2)} in validation "
         f"and {number(dataset['test'], 2)} in test. No group (one patient, or images with identical pixels) is in two "
         "parts; a split that shares one is refused."
     )

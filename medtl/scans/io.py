@@ -121,6 +121,29 @@ def read_exclusions(folder: Path) -> tuple[Exclusion, ...]:
     return read_record(folder / EXCLUSIONS, tuple[Exclusion, ...])
 
 
+def names_of(files: Sequence[SourceFile], scans: Sequence[Scan]) -> dict[str, list[str]]:
+    """Tell which files a scan came from, by their bytes; for an archive, its part and row (``x.npz#test/12``).
+
+    For the terminal and for a table that somebody must act on; the names are nowhere in the workspace.
+    """
+    names: dict[str, list[str]] = {scan.scan_id: [] for scan in scans}
+    parts = {scan.scan_id: scan.part for scan in scans}
+    for file in files:
+        if file.sha256 is None:
+            continue
+        if file.sha256[:32] in names:
+            names[file.sha256[:32]].append(file.relative)
+            continue
+        rows: dict[str | None, int] = {}
+        index = 0
+        while (scan_id := _row_id(file.sha256, index)) in names:
+            part = parts[scan_id]
+            names[scan_id].append(f"{file.relative}#{part}/{rows.get(part, 0)}")
+            rows[part] = rows.get(part, 0) + 1
+            index += 1
+    return names
+
+
 class PixelStore:
     """All decoded pixels of an ingested folder, memory-mapped and read-only.
 
@@ -311,14 +334,18 @@ def _decode_npz(data: bytes, config: ScansConfig) -> list[Decoded]:
 
 
 def _scan(file: SourceFile, index: int, count: int, decoded: Decoded, offset: int) -> Scan:
-    own = str(file.sha256) if count == 1 else sha256(f"{file.sha256}/{index}".encode()).hexdigest()
+    own = str(file.sha256)[:32] if count == 1 else _row_id(str(file.sha256), index)
     pixels = np.ascontiguousarray(decoded.pixels)
     described = f"{pixels.dtype.str}{pixels.shape}".encode()
     return Scan(
-        scan_id=own[:32],
+        scan_id=own,
         shape=tuple(int(n) for n in pixels.shape),
         dtype=pixels.dtype.str,
         offset=offset,
         pixel_digest=sha256(described + pixels.tobytes()).hexdigest()[:32],
         **decoded.fields,
     )
+
+
+def _row_id(file: str, index: int) -> str:
+    return sha256(f"{file}/{index}".encode()).hexdigest()[:32]

@@ -1,0 +1,77 @@
+"""A release applied to new scans."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medtl.artifacts import file_digest
+from medtl.audit import AuditLog
+from medtl.config import Config
+from medtl.pseudonyms import load_pseudonymiser
+from medtl.records import AnyArray, Artifact, FloatArray
+from pipelines.results import excluded
+
+if TYPE_CHECKING:
+    from pipelines.predict import Request
+
+
+def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str, Any]:
+    """Prepare new scans by a release's plan, predict, decide at its operating point, write the table."""
+    from medtl.dataset.io import read_plan
+    from medtl.dataset.transforms import prepare
+    from medtl.delivery import table
+    from medtl.delivery.io import write_table
+    from medtl.evaluation.io import read_evaluation
+    from medtl.model import fit, io
+    from medtl.model.predict import predict
+    from medtl.registry.io import Register
+    from medtl.scans.io import PixelStore, names_of, read_scans, survey
+
+    register = Register(config.workspace)
+    entry = register.choose(config.name, request.release, request.allow_candidate)
+    folder = register.open(entry)
+    plan, evaluation = read_plan(folder), read_evaluation(folder)
+    found, pixels = read_scans(scans.path), PixelStore(scans.path)
+    size = config.model.batch_size
+
+    def batches() -> Iterator[tuple[AnyArray, FloatArray]]:
+        for start in range(0, len(found), size):
+            images = np.stack([prepare(pixels(scan), plan) for scan in found[start : start + size]])
+            yield images, np.full((len(images), len(plan.classes)), np.nan)
+
+    fit.make_deterministic(config.seed, config.model.threads)
+    probabilities = np.zeros((0, len(plan.classes)))
+    if found:
+        probabilities = predict(io.read_network(folder), batches(), plan.task, fit.device_of(config.model))
+    decisions = table.decide(probabilities, evaluation)
+
+    files = survey(config.scans.source, config.scans)
+    names, keys = names_of(files, found), load_pseudonymiser(config.scans.key_file)
+    by_item = {keys.file(file.relative): file.relative for file in files}
+    left_out = [e for e in excluded(scans) if e.code != "duplicate_file"]  # a duplicate has a row of its own already
+    columns, rows = table.rows_of(
+        [(scan.scan_id, names[scan.scan_id]) for scan in found],
+        probabilities,
+        decisions,
+        plan.classes,
+        [(exclusion, by_item.get(exclusion.item, "")) for exclusion in left_out],
+        request.names,
+    )
+    release = entry.release.release_id
+    out = request.out or Path(f"predictions-{release}.csv")
+    write_table(out, columns, rows)
+    details = {"scans": scans.digest, "table": file_digest(out), "count": len(found), "excluded": len(left_out)}
+    AuditLog(config.workspace).append("release.applied", release, details=details)
+    return {
+        "release": release,
+        "status": entry.release.status,
+        "table": str(out),
+        "scans": len(found),
+        "excluded": dict(Counter(e.code for e in excluded(scans))),
+        "decisions": dict(Counter(decisions)),
+    }

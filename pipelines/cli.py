@@ -1,0 +1,454 @@
+"""The door: ``medtl VERB CONFIG [--set a.b=c]``.
+
+Results go to stdout, everything else to stderr; ``--json`` makes the last line of stdout one object. Exit codes: 0 done,
+1 failed, 2 usage or configuration, 3 refused by a gate. Nothing heavy is imported before it is needed: help is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from medtl import __version__
+from medtl.config import Config, load_config
+from medtl.errors import ConfigError, GateRefused, MedtlError
+
+log = logging.getLogger("medtl")
+
+_HELP = """Transfer learning for medical imaging that people can trust with patients.
+
+A run is one YAML file: scans in, a validated model and its report out.
+
+  medtl demo                              a synthetic hospital, from nothing to a report
+  medtl run configs/malaria.yaml --set scans.source=FOLDER --set model.weights=FILE
+  medtl show excluded configs/malaria.yaml --set scans.source=FOLDER
+  medtl predict configs/malaria.yaml --scans NEW_FOLDER
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 refused by a gate.
+"""
+
+app = App(name="medtl", help=_HELP, version=__version__, help_format="plaintext")
+_RUNS = Group("Runs", sort_key=1)
+_LOOK = Group("Looking at things", sort_key=2)
+_KEEP = Group("Keeping things", sort_key=3)
+
+ConfigFile = Annotated[Path, Parameter(help="YAML file of the run, for instance configs/demo.yaml")]
+Sets = Annotated[list[str] | None, Parameter(name="--set", help="override: a.b=c (again for more)", negative="")]
+Json = Annotated[bool, Parameter(name="--json", help="last line of stdout: one JSON object", negative="")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(call(arguments))
+
+
+def call(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; give the exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    _log_to_stderr()
+    try:
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        print(f"medtl: {' '.join(str(error).split())} Try: medtl --help", file=sys.stderr)
+        return 2
+    except MedtlError as error:
+        print(f"medtl: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("medtl: stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+@app.command(group=_RUNS)
+def run(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
+    """Do the whole way: ingest, train in phases, evaluate, release, report.
+
+    What is done already is not done again; after a crash the same command goes on where it was. Exit code 3 if the gate
+    refuses the model (the report says why).
+    """
+    settings = _load(config, set_)
+    summary = _finished(settings)
+    if summary is None:
+        summary = _flow(settings, "run")
+    _show_run(summary, json_)
+
+
+@app.command(group=_RUNS)
+def ingest(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
+    """Read every scan once; count what was taken and what was left out, and why."""
+    started = time.perf_counter()
+    summary = _flow(_load(config, set_), "ingest")
+    summary["seconds"] = round(time.perf_counter() - started, 2)
+    lines = [("files", summary["files"]), ("scans", summary["scans"])]
+    lines += [(f"excluded: {code}", count) for code, count in summary["excluded"].items()]
+    _show(summary, json_, "Ingest", ("what", "count"), lines)
+
+
+@app.command(group=_RUNS)
+def train(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
+    """Train the model in phases; the test part stays sealed."""
+    summary = _flow(_load(config, set_), "train")
+    rows = [(p["name"], p["best_epoch"], _number(p["val_auroc"]), _number(p["val_loss"]), p["kept"]) for p in summary["phases"]]
+    _show(summary, json_, "Training (validation)", ("phase", "best epoch", "AUROC", "loss", "kept"), rows)
+
+
+@app.command(group=_RUNS)
+def evaluate(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
+    """Measure the model on the test part (trains it first if that is not done); the opening is logged."""
+    summary = _flow(_load(config, set_), "evaluate")
+    _show(summary, json_, "Test part, 95 % intervals over patients", _METRIC_COLUMNS, _metric_rows(summary))
+
+
+@app.command(group=_RUNS)
+def report(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
+    """Write the report (running whatever it still lacks) and name it."""
+    settings = _load(config, set_)
+    summary = _finished(settings) or _flow(settings, "run")
+    if json_:
+        print(json.dumps({"report": summary["report"], "release": summary["release"], "status": summary["status"]}))
+    else:
+        print(summary["report"])
+
+
+@app.command(group=_RUNS)
+def predict(
+    config: ConfigFile,
+    *,
+    scans: Annotated[Path, Parameter(help="folder (or file) of new scans")],
+    out: Annotated[Path | None, Parameter(help="CSV to write; default: predictions-RELEASE.csv in this folder")] = None,
+    release: Annotated[str | None, Parameter(help="release to use; default: the newest validated one")] = None,
+    allow_candidate: Annotated[bool, Parameter(help="also use a release that no gate has validated", negative="")] = False,
+    pseudonymous: Annotated[bool, Parameter(help="leave the file names out of the table", negative="")] = False,
+    set_: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Apply a release to new scans, with its own plan and operating point; write a table.
+
+    The table names files, because somebody has to act on it: it is written where you say, readable by you alone, and
+    nothing of it is kept in the workspace. --pseudonymous leaves the names out.
+    """
+    from pipelines.predict import Request
+
+    settings = _load(config, set_)
+    request = Request(scans, out, release, allow_candidate, not pseudonymous)
+    summary = _flow(settings, "predict", request)
+    rows = [("scans", summary["scans"]), ("excluded", sum(summary["excluded"].values()))]
+    rows += [(f"decision: {name}", count) for name, count in summary["decisions"].items()]
+    _show(summary, json_, f"Predictions of {summary['release']}", ("what", "count"), rows)
+    if not json_:
+        print(summary["table"])
+
+
+@app.command(group=_RUNS)
+def serve(
+    config: ConfigFile,
+    *,
+    every: Annotated[str | None, Parameter(help="20s, 30m, 24h, 7d")] = None,
+    cron: Annotated[str | None, Parameter(help='cron expression, for instance "0 3 * * *"')] = None,
+    set_: Sets = None,
+) -> None:
+    """Keep the run on a schedule until stopped (Ctrl-C); one run at a time.
+
+    Starts Prefect's server on a free loopback port, unless PREFECT_API_URL names one.
+    """
+    from pipelines.environment import prepare_prefect, server
+    from pipelines.serve import interval_of
+    from pipelines.serve import serve as serve_flow
+
+    if (every is None) == (cron is None):
+        raise ConfigError("Give either --every 24h or --cron '0 3 * * *'.")
+    interval = interval_of(every) if every else None
+    settings = _load(config, set_)
+    settings = settings.model_copy(update={"workspace": settings.workspace.absolute()})
+    prepare_prefect(settings.workspace)
+    with server(settings.workspace) as url:
+        log.info("serving '%s' %s; Prefect's server: %s", settings.name, f"every {every}" if every else cron, url)
+        serve_flow(settings, interval, cron)
+
+
+@app.command(group=_RUNS)
+def demo(
+    folder: Annotated[Path, Parameter(help="where the hospital, the workspace and the report go")] = Path("demo"),
+    *,
+    set_: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Write a small synthetic hospital, pre-train, transfer, compare with from scratch, report.
+
+    Needs no network, no weights, no data and no server.
+    """
+    from pipelines.demo import prepare_demo
+
+    settings, pretraining = prepare_demo(folder, set_ or [])
+    if pretraining is not None:
+        _flow(pretraining, "pretrain", settings)
+    summary = _finished(settings) or _flow(settings, "run")
+    _show_run(summary, json_)
+
+
+Topic = Literal["config", "excluded", "split", "plan", "phases", "metrics", "releases"]
+
+
+@app.command(group=_LOOK)
+def show(what: Annotated[Topic, Parameter(help="what to look at")], config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
+    """Look at a run: its config, what was excluded (with file names, on your terminal only), split, plan, phases, metrics.
+
+    Computes nothing but what ingest and split need; torch stays asleep.
+    """
+    from pipelines import look
+
+    title, columns, rows = look.at(what, _load(config, set_))
+    _show([dict(zip(columns, row, strict=True)) for row in rows], json_, title, columns, rows)
+
+
+@app.command(group=_LOOK)
+def backbones(*, json_: Json = False) -> None:
+    """List the backbones: stages, input, licence, citation, where their weights come from."""
+    from medtl.model.backbones import BACKBONES
+
+    rows = [
+        (name, row.library, " ".join(stage for stage, _ in row.stages), row.min_size, row.weights.file if row.weights else "-", row.citation)
+        for name, row in BACKBONES.items()
+    ]  # fmt: skip
+    columns = ("backbone", "library", "stages (then head)", "least size", "ImageNet weights", "citation")
+    _show([dict(zip(columns, row, strict=True)) for row in rows], json_, "Backbones", columns, rows)
+
+
+weights = App(name="weights", help="Keep weights in the vault: list, add, fetch.", group=_KEEP)
+app.command(weights)
+VaultFolder = Annotated[Path, Parameter(help="folder of the vault")]
+
+
+@weights.command(name="list")
+def weights_list(*, vault: VaultFolder = Path("workspace/weights"), json_: Json = False) -> None:
+    """List the vault."""
+    from dataclasses import asdict
+
+    from medtl.model.io import Vault
+
+    entries = [asdict(entry) for entry in Vault(vault).entries()]
+    columns = ("name", "backbone", "sha256", "source", "licence")
+    _show(entries, json_, f"Weights in {vault}", columns, [tuple(e[c] or "-" for c in columns) for e in entries])
+
+
+@weights.command(name="add")
+def weights_add(
+    file: Annotated[Path, Parameter(help=".pth (tensors only) or .safetensors")],
+    *,
+    backbone: str,
+    name: str | None = None,
+    vault: VaultFolder = Path("workspace/weights"),
+) -> None:
+    """Put a file into the vault, as safetensors; use it with model.weights=vault:NAME."""
+    from medtl.model.io import Vault
+    from medtl.model.surgery import backbone as look_up
+
+    look_up(backbone)
+    if not file.is_file():
+        raise ConfigError(f"'{file}' is not a file.")
+    print(f"vault:{Vault(vault).add_file(file, backbone, name).name}")
+
+
+@weights.command(name="fetch")
+def weights_fetch(backbone: str, *, vault: VaultFolder = Path("workspace/weights")) -> None:
+    """Download a backbone's ImageNet weights from torchvision's host and check them."""
+    from medtl.model.io import Vault
+
+    print(f"vault:{Vault(vault).fetch(backbone).name}")
+
+
+Workspace = Annotated[Path, Parameter(help="workspace of the runs")]
+
+
+@app.command(group=_KEEP)
+def registry(*, workspace: Workspace = Path("workspace"), json_: Json = False) -> None:
+    """List the releases and what they are called now."""
+    from medtl.registry.io import Register
+
+    entries = Register(workspace).entries()
+    rows = [(e.release.release_id, e.release.name, e.release.status, e.artifact) for e in entries]
+    columns = ("release", "name", "status", "artifact")
+    _show([dict(zip(columns, row, strict=True)) for row in rows], json_, f"Releases in {workspace}", columns, rows)
+
+
+@app.command(group=_KEEP)
+def audit(
+    action: Annotated[Literal["verify", "log"], Parameter(help="verify the chain, or list the events")] = "verify",
+    *,
+    workspace: Workspace = Path("workspace"),
+    head: Annotated[str | None, Parameter(help="hash noted earlier: finds out whether the log was cut off")] = None,
+    json_: Json = False,
+) -> None:
+    """Verify the hash-chained log of what happened, or list it. Keep the head hash somewhere else."""
+    from medtl.audit import AuditLog
+
+    trail = AuditLog(workspace)
+    if not trail.path.exists():
+        raise MedtlError(f"There is no audit log in '{workspace}'. Name the run's workspace: --workspace FOLDER")
+    chain = trail.verify(head)
+    if action == "verify":
+        _show(
+            {"events": chain.events, "head": chain.head},
+            json_,
+            "The chain is whole",
+            ("events", "head"),
+            [(chain.events, chain.head)],
+        )
+        return
+    events = trail.events()
+    rows = [(e["sequence"], e["time"], e["actor"], e["action"], e["subject"][:16], e["outcome"]) for e in events]
+    _show(events, json_, "Audit log", ("no", "time", "actor", "action", "subject", "outcome"), rows)
+
+
+def _load(path: Path, overrides: Sequence[str] | None) -> Config:
+    return load_config(path, overrides or [])
+
+
+def _finished(settings: Config) -> dict[str, Any] | None:
+    from medtl.artifacts import Store
+    from pipelines import results
+
+    started = time.perf_counter()
+    Store(settings.workspace)  # says at once if the workspace cannot be written
+    _log_to_file(settings.workspace)
+    done = results.finished_run(settings)
+    if done is None:
+        return None
+    log.info("nothing to do: every input is unchanged and every result verified")
+    seconds = round(time.perf_counter() - started, 2)
+    return {**done, "reused": True, "seconds": seconds, "peak_memory_mb": results.peak_memory_mb()}
+
+
+def _flow(settings: Config, name: str, *more: Any) -> dict[str, Any]:
+    """Run a flow on Prefect, with progress on a terminal."""
+    import asyncio
+    import importlib
+
+    from medtl.artifacts import Store
+    from medtl.progress import listening
+    from pipelines.environment import prepare_prefect, unwrapped
+
+    Store(settings.workspace)
+    _log_to_file(settings.workspace)
+    prepare_prefect(settings.workspace)
+    flow: Callable[..., Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
+    with _progress() as listener, listening(listener) if listener else nullcontext(), unwrapped():
+        result: dict[str, Any] = asyncio.run(flow(settings, *more))
+    return result
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Draw progress bars, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        known: dict[str, Any] = {}
+
+        def listener(step: str, done: int, total: int) -> None:
+            if step not in known:
+                known[step] = bars.add_task(step, total=total)
+            bars.update(known[step], completed=done, total=total)
+
+        yield listener
+
+
+_METRIC_COLUMNS = ("metric", "value", "low", "high")
+
+
+def _metric_rows(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [(n, _number(m["value"]), _number(m["low"]), _number(m["high"])) for n, m in summary["metrics"].items()]
+
+
+def _show_run(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        split = ", ".join(f"{part} {count}" for part, count in summary["split"].items())
+        rows = _metric_rows(summary)
+        if "difference" in summary:
+            rows.append(("auroc from scratch", *(_number(v) for v in summary["scratch"]["auroc"].values())))
+            rows.append(("auroc, transfer - scratch", *(_number(v) for v in summary["difference"]["auroc"].values())))
+        _table(f"{summary['name']}: test part, 95 % intervals over patients ({split})", _METRIC_COLUMNS, rows)
+        how = "nothing recomputed" if summary["reused"] else "computed"
+        print(f"release {summary['release']}: {summary['status']} ({how}, {summary['seconds']:.1f} s)")
+        print(f"report  {summary['report']}")
+    if summary["status"] == "refused":
+        failed = "; ".join(
+            f"{one['condition']}, observed {_number(one['observed'])}" for one in summary["gate"] if not one["passed"]
+        )
+        raise GateRefused(f"The gate refused release {summary['release']}: {failed}. The report shows why.")
+
+
+def _show(value: Any, as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    if as_json:
+        print(json.dumps(value))
+    else:
+        _table(title, columns, rows)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left")
+    for column in columns:
+        table.add_column(escape(column), overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "not estimable" if value is None else f"{value:.3f}"
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("medtl")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("medtl: %(message)s"))
+    logger.addHandler(handler)
+
+
+def _log_to_file(workspace: Path) -> None:
+    from logging.handlers import RotatingFileHandler
+
+    from medtl.artifacts import storage_errors
+
+    path = workspace.absolute() / "logs" / "medtl.log"
+    logger = logging.getLogger("medtl")
+    if any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
+        return
+    with storage_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=5, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger.addHandler(handler)
+
+
+if __name__ == "__main__":
+    main()

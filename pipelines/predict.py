@@ -1,0 +1,31 @@
+"""New scans -> a table of probabilities and decisions, by a release's own plan and operating point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from medtl.config import Config
+from pipelines import tasks
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to predict, with which release, and where the table goes."""
+
+    scans: Path
+    out: Path | None = None
+    release: str | None = None
+    allow_candidate: bool = False
+    names: bool = True
+
+
+@flow(name="predict")
+async def predict(config: Config, request: Request) -> dict[str, Any]:
+    """Apply a release to a folder of new scans."""
+    config = config.model_copy(update={"scans": config.scans.model_copy(update={"source": request.scans})})
+    scans = await tasks.ingest_scans(config)
+    return await tasks.apply_release(config, scans, request)

@@ -1,0 +1,217 @@
+"""What a run gave, and whether it is done already.
+
+A finished run is remembered under a name made from the bytes of everything it depends on: its files, labels, weights,
+config and code. The same command finds it, checks every byte of every result, and computes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from medtl.artifacts import code_digest, digest_of, file_digest, storage_errors, verify, write_json
+from medtl.config import Config
+from medtl.pseudonyms import load_pseudonymiser
+from medtl.records import PARTS, Artifact, Exclusion, Release
+from pipelines.steps import LIBRARIES, Prepared, Trained, file_count, label_table, vault_folder, versions
+
+log = logging.getLogger("medtl")
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run starts from, by its bytes."""
+
+    files: int
+    source: str  # digest over names (keyed) and bytes
+    labels: str | None
+    weights: str | None
+    key: str
+
+
+def look_at_inputs(config: Config) -> Inputs:
+    """Hash everything that a run depends on; decode nothing."""
+    from medtl.scans.io import survey
+
+    names = load_pseudonymiser(config.scans.key_file)
+    table = label_table(config)
+    files = survey(config.scans.source, config.scans, frozenset([table] if table else []))
+    weights = Path(config.model.weights)
+    return Inputs(
+        files=len(files),
+        source=digest_of([[names.file(f.relative), f.sha256, f.refusal.code if f.refusal else None] for f in files]),
+        labels=file_digest(table) if table is not None and table.is_file() else None,
+        weights=_weights_digest(config) if not weights.is_file() else file_digest(weights),
+        key=names.fingerprint,
+    )
+
+
+def excluded(scans: Artifact, cohort: Artifact | None = None, split: Artifact | None = None) -> tuple[Exclusion, ...]:
+    """Collect what was left out so far, stage by stage."""
+    from medtl.dataset.io import read_split
+    from medtl.scans.io import read_exclusions
+    from medtl.studies.io import read_cohort
+
+    found = list(read_exclusions(scans.path))
+    if cohort is not None:
+        found += read_cohort(cohort.path).exclusions
+    if split is not None:
+        found += read_split(split.path).exclusions
+    return tuple(found)
+
+
+def run_key(config: Config, inputs: Inputs) -> str:
+    """Name a run by the bytes of everything it depends on."""
+    rooms = ("scans", "studies", "dataset", "model", "evaluation", "report", "registry")
+    settings = config.model_dump(mode="json", exclude={"workspace": True, "scans": {"source", "key_file", "workers"}})
+    settings["model"].pop("weights")
+    threads = config.model.threads or os.cpu_count() or 1
+    here = Path(__file__).parent
+    code = [file_digest(here / name) for name in ("steps.py", "results.py", "run.py")]
+    return digest_of([asdict(inputs), settings, threads, code_digest(*rooms), code, versions(*LIBRARIES)])
+
+
+def finished_run(config: Config) -> dict[str, Any] | None:
+    """Find the summary of a run that is done already, with every artifact behind it checked byte by byte."""
+    path = config.workspace.absolute() / "runs" / f"{run_key(config, look_at_inputs(config))[:32]}.json"
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_bytes())
+    for relative, digest in record["artifacts"].items():
+        folder = config.workspace.absolute() / relative
+        if not folder.is_dir() or verify(folder) != digest:
+            log.warning("a result of this run is gone; making it again")
+            return None
+    summary: dict[str, Any] = record["summary"]
+    return summary if Path(summary["report"]).is_file() else None
+
+
+def remember_run(config: Config, artifacts: tuple[Artifact, ...], summary: Mapping[str, Any]) -> None:
+    """Write down that a run is done and what it gave."""
+    root = config.workspace.absolute()
+    folder = root / "runs"
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+    names = [a.path.relative_to(root).as_posix() for a in artifacts]
+    record = {
+        "artifacts": dict(zip(names, (a.digest for a in artifacts), strict=True)),
+        "order": names,
+        "summary": dict(summary),
+    }
+    write_json(folder / f"{run_key(config, look_at_inputs(config))[:32]}.json", record)
+
+
+def summarise(
+    config: Config, prepared: Prepared, trained: Trained, comparison: Artifact | None, release: Release, page: Path
+) -> dict[str, Any]:
+    """Put a run's results into the one object that machines read."""
+    from medtl.dataset.io import read_split
+    from medtl.evaluation.io import read_comparison, read_evaluation
+
+    split = read_split(prepared.split.path)
+    scores = read_evaluation(trained.evaluation.path).metrics
+    summary: dict[str, Any] = {
+        "name": config.name,
+        "release": release.release_id,
+        "status": release.status,
+        "report": str(page),
+        "split": {part: len(split.part(part)) for part in PARTS},
+        "metrics": {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
+        "gate": [asdict(one) for one in release.checks],
+        "excluded": dict(Counter(e.code for e in excluded(prepared.scans, prepared.cohort, prepared.split))),
+        "digests": {
+            "checkpoint": trained.checkpoint.digest,
+            "predictions": trained.test.digest,
+            "evaluation": trained.evaluation.digest,
+        },
+    }
+    if comparison is not None:
+        found = read_comparison(comparison.path)
+        reference, difference = found.reference_score, found.difference
+        summary["scratch"] = {"auroc": {"value": reference.value, "low": reference.low, "high": reference.high}}
+        summary["difference"] = {"auroc": {"value": difference.value, "low": difference.low, "high": difference.high}}
+    return summary
+
+
+def summarise_ingest(scans: Artifact) -> dict[str, Any]:
+    """Count what an ingest took and left out."""
+    from medtl.scans.io import read_scans
+
+    return {
+        "files": file_count(scans),
+        "scans": len(read_scans(scans.path)),
+        "excluded": dict(Counter(e.code for e in excluded(scans))),
+        "reused": scans.reused,
+        "artifact": str(scans.path),
+    }
+
+
+def summarise_training(checkpoint: Artifact) -> dict[str, Any]:
+    """Tell what training gave, on validation."""
+    from medtl.model.io import read_checkpoint
+
+    record = read_checkpoint(checkpoint.path)
+    return {
+        "checkpoint": checkpoint.digest,
+        "backbone": record.backbone,
+        "weights": {"source": record.weights.source, "share": record.weights.share},
+        "phases": [
+            {"name": p.name, "best_epoch": p.best_epoch, "val_auroc": p.val_auroc, "val_loss": p.val_loss, "kept": p.kept}
+            for p in record.phases
+        ],
+        "reused": checkpoint.reused,
+        "artifact": str(checkpoint.path),
+    }
+
+
+def summarise_evaluation(trained: Trained) -> dict[str, Any]:
+    """Tell what was measured on the test part."""
+    from medtl.evaluation.io import read_evaluation
+
+    scores = read_evaluation(trained.evaluation.path).metrics
+    return {
+        "metrics": {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
+        "checkpoint": trained.checkpoint.digest,
+        "reused": trained.evaluation.reused,
+        "artifact": str(trained.evaluation.path),
+    }
+
+
+def artifacts_of(
+    prepared: Prepared, trained: Trained, scratch: Trained | None, comparison: Artifact | None
+) -> tuple[Artifact, ...]:
+    """List every artifact behind a run."""
+    models = [trained] + ([scratch] if scratch else [])
+    found = [prepared.scans, prepared.cohort, prepared.split, prepared.plan, prepared.pack]
+    for model in models:
+        found += [model.checkpoint, model.val, model.test, model.evaluation]
+    return tuple(found + ([comparison] if comparison else []))
+
+
+def finished_artifacts(config: Config) -> list[Path]:
+    """List the folders behind a finished run, its own model first; empty if it is not finished."""
+    path = config.workspace.absolute() / "runs" / f"{run_key(config, look_at_inputs(config))[:32]}.json"
+    if finished_run(config) is None:
+        return []
+    return [config.workspace.absolute() / name for name in json.loads(path.read_bytes())["order"]]
+
+
+def peak_memory_mb() -> float:
+    """Give the largest resident memory of this process so far, in MB."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kilobytes / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+
+
+def _weights_digest(config: Config) -> str | None:
+    """Tell which weights a vault name means today, without torch; None where they are not there yet."""
+    spec = config.model.weights
+    name = f"imagenet-{config.model.backbone}" if spec == "imagenet" else spec.removeprefix("vault:")
+    entry = vault_folder(config) / name / "entry.json"
+    return file_digest(entry) if spec != "none" and entry.is_file() else None
