@@ -62,7 +62,9 @@ def code_digest(*rooms: str) -> str:
         rooms: package names below ``medtl``, for instance ``"scans"``.
     """
     root = Path(__file__).parent
-    files = sorted(root.glob("*.py")) + [f for room in sorted(rooms) for f in sorted((root / room).rglob("*.py"))]
+    kinds = {".py", ".jinja", ".css"}
+    inside = [f for room in sorted(rooms) for f in sorted((root / room).rglob("*")) if f.suffix in kinds]
+    files = sorted(root.glob("*.py")) + inside
     return digest_of([[f.relative_to(root).as_posix(), file_digest(f)] for f in files])
 
 

@@ -36,6 +36,7 @@ def _check(evaluation: Evaluation, gate: GateConfig) -> GateCheck:
         passed = passed and observed >= gate.at_least
     if observed is not None and gate.at_most is not None:
         passed = passed and observed <= gate.at_most
-    limits = [f">= {gate.at_least:g}"] * (gate.at_least is not None) + [f"<= {gate.at_most:g}"] * (gate.at_most is not None)
+    bounds = ((">=", gate.at_least), ("<=", gate.at_most))
+    limits = [f"{sign} {limit:g}" for sign, limit in bounds if limit is not None]
     bound = {"value": "", "low": "lower bound of ", "high": "upper bound of "}[gate.bound]
     return GateCheck(f"{bound}{gate.metric} {' and '.join(limits)}", observed, passed)

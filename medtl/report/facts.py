@@ -2,8 +2,8 @@
 
 The caller hands over finished records; nothing is measured here. Counts of people are protected where they are made:
 a cell of fewer than five patients becomes ``<5``, and where it alone is hidden its smallest neighbour becomes ``≥5``,
-because the total would give it away. Paths of the machine that ran, and seconds that a clock measured, are left out:
-the same model is the same report wherever it was made.
+because the total would give it away. Paths of the machine that ran are left out: the same model is the same report
+wherever it was made.
 """
 
 from __future__ import annotations
@@ -226,12 +226,14 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def weights_name(source: str) -> str:
     """Name where weights came from; of a local path only the file's own name."""
+    if source == "none":
+        return "none (random start)"
     path = PurePath(source)
     return path.name if path.suffix in {".pth", ".safetensors"} and "://" not in source else source
 
 
 def as_json(facts: Facts) -> dict[str, Any]:
-    """Reduce the facts to a JSON value: studies become counts, paths and clocks are left out."""
+    """Reduce the facts to a JSON value: studies become counts, paths are left out."""
     parts = count_parts(facts)
     return {
         "title": facts.title,
@@ -272,8 +274,6 @@ def as_json(facts: Facts) -> dict[str, Any]:
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     value: dict[str, Any] = _plain(checkpoint)
     value["weights"]["source"] = weights_name(checkpoint.weights.source)
-    for epoch in value["history"]:
-        del epoch["seconds"]
     return value
 
 

@@ -136,12 +136,14 @@ def difference(comparison: Comparison) -> str | None:
         return None
     reach = 1.25 * max(abs(score.low), abs(score.high), abs(score.value), 0.01)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 1.35), layout="constrained")
+        figure = Figure(figsize=(9.2, 1.45), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color=INK, lw=1)
         axes.plot([score.low, score.high], [0, 0], color=COLOURS[0], lw=4, solid_capstyle="round", alpha=0.45)
         axes.plot([score.value], [0], "o", ms=9, color=COLOURS[0])
         axes.set(xlim=(-reach, reach), ylim=(-1, 1), yticks=[], xlabel="Transfer minus scratch")
+        for side, name in ((-1, "lower with transfer"), (1, "higher with transfer")):
+            axes.text(side * 0.02 * reach, 0.72, name, ha="left" if side > 0 else "right", size=8.5)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y", visible=False)
         return _svg(figure)

@@ -72,15 +72,14 @@ def flow(facts: Facts) -> tuple[FlowStep, ...]:
         ("Studies with a label", len(facts.cohort.studies), known, "dataset"),
     )
     return tuple(
-        FlowStep(name, count, detail, tuple(r for r in reasons if r.stage == stage)) for name, count, detail, stage in steps
+        FlowStep(name, count, detail, tuple(r for r in reasons if r.stage == stage))
+        for name, count, detail, stage in steps
     )
 
 
 def exclusion_table(facts: Facts) -> Table:
     """Tabulate what was left out, how often and why."""
-    rows = tuple(
-        (row.code, row.stage, f"{row.count:,}", row.reason) for row in count_reasons(all_exclusions(facts))
-    )
+    rows = tuple((row.code, row.stage, f"{row.count:,}", row.reason) for row in count_reasons(all_exclusions(facts)))
     return Table("What was left out, and why", ("Code", "Stage", "Count", "Reason"), rows, frozenset({2}))
 
 
@@ -99,7 +98,10 @@ def part_table(facts: Facts) -> Table:
 
 
 def _share(count: int, total: int) -> str:
-    return f"{count:,} ({100 * count / total:.0f} %)" if total else DASH
+    if not total:
+        return DASH
+    percent = "<1" if 0 < count < total / 200 else f"{100 * count / total:.0f}"
+    return f"{count:,} ({percent} %)"
 
 
 def composition_table(facts: Facts) -> Table:
@@ -170,7 +172,8 @@ def confusion_tables(evaluation: Evaluation) -> tuple[Table, ...]:
     if not counts:
         return ()
     if evaluation.task != "multilabel":
-        caption = "Truth (rows) against the model's decision (columns), studies"
+        decision = "decision at the operating point" if evaluation.task == "binary" else "most probable class"
+        caption = f"Truth (rows) against {decision} (columns), studies"
         return (_confusion_table(caption, classes, counts),)
     return tuple(
         _confusion_table(f"“{name}”: truth (rows) against decision (columns)", ("absent", "present"), counts[i : i + 2])
@@ -218,7 +221,7 @@ def plan_table(plan: Plan) -> Table:
         "channels": _channels(plan.channels),
         "bits": str(plan.bits),
         "intensity": "one fixed range for all images" if plan.intensity == "fixed" else "each image by its own range",
-        "range": f"{number(plan.low)} and {number(plan.high)}" if plan.intensity == "fixed" else "",
+        "range": f"{leaf(plan.low)} and {leaf(plan.high)}" if plan.intensity == "fixed" else "",
         "percentiles": f"{plan.percentiles[0]:g} and {plan.percentiles[1]:g}" if plan.intensity == "per_image" else "",
     }
     rows = [(PLAN_NAMES[key], value, plan.reasons.get(key, DASH)) for key, value in values.items() if value]
@@ -235,8 +238,8 @@ def gate_table(facts: Facts) -> Table:
 def provenance_table(facts: Facts) -> Table:
     """Tabulate the digests that say exactly what was used."""
     rows = {"release": facts.release_id, "model weights (sha256)": facts.checkpoint.weights_sha256}
-    rows |= {key: leaf(value) for key, value in flatten(facts.provenance).items()}
-    rows |= {f"environment.{key}": value for key, value in sorted(facts.checkpoint.environment.items())}
+    named = {"environment": dict(facts.checkpoint.environment)} | dict(facts.provenance)
+    rows |= {key: leaf(value) for key, value in flatten(named).items()}
     return Table("Digests and versions", ("What", "Value"), tuple(rows.items()), mono=True)
 
 
@@ -260,4 +263,6 @@ def leaf(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, list | tuple) and all(isinstance(item, str | int | float) for item in value):
+        return ", ".join(leaf(item) for item in value) or "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

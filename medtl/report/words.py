@@ -93,7 +93,9 @@ def purpose(facts: Facts) -> str:
     """Say in one sentence what the model does."""
     classes = facts.evaluation.classes
     if facts.evaluation.task == "multilabel":
-        return f"Reads one image and gives, for each of {len(classes)} findings, its probability: {class_list(classes)}."
+        return (
+            f"Reads one image and gives, for each of {len(classes)} findings, its probability: {class_list(classes)}."
+        )
     if facts.evaluation.task == "multiclass":
         return f"Reads one image and gives the probability of each of {len(classes)} classes: {class_list(classes)}."
     against = f", against “{classes[0]}”" if len(classes) > 1 else ""
@@ -118,9 +120,13 @@ def headlines(facts: Facts) -> tuple[Headline, ...]:
     auroc, sensitivity, specificity = (find_score(evaluation, m) for m in ("auroc", "sensitivity", "specificity"))
     return (
         Headline("AUROC", auroc, _auroc_meaning(auroc, one)),
-        Headline("Sensitivity", sensitivity, _share_meaning(sensitivity, f"Of 100 studies with {one}, about {{}} found.")),
         Headline(
-            "Specificity", specificity, _share_meaning(specificity, f"Of 100 studies without {one}, about {{}} cleared.")
+            "Sensitivity", sensitivity, _share_meaning(sensitivity, f"Of 100 studies with {one}, about {{}} found.")
+        ),
+        Headline(
+            "Specificity",
+            specificity,
+            _share_meaning(specificity, f"Of 100 studies without {one}, about {{}} cleared."),
         ),
     )
 
@@ -130,7 +136,8 @@ def _auroc_meaning(score: Score | None, one: str) -> str:
         return ""
     if score.low is not None and score.low <= 0.5:
         return "Not shown to be better than chance (0.5): the interval reaches it."
-    return f"Of two studies, one with {one} and one without, it ranks the right one higher {_percent(score.value)} times in 100."
+    times = _percent(score.value)
+    return f"Of two studies, one with {one} and one without, it ranks the right one higher {times} times in 100."
 
 
 def _share_meaning(score: Score | None, sentence: str) -> str:
@@ -174,7 +181,9 @@ def verdict(comparison: Comparison) -> Verdict:
 def verdict_sentence(facts: Facts, comparison: Comparison) -> str:
     """Say what the comparison with the model from scratch means."""
     metric, score = metric_name(comparison.metric), comparison.difference
-    on = f"on the same {score.n:,} test studies of {score.patients:,} patients"
+    on = f"on the same {_studies(facts, score.n, score.patients)}"
+    if facts.checkpoint.weights.share == 0:
+        return "This model started from random weights too, so the comparison says nothing about transfer."
     if score.value is None or score.low is None or score.high is None:
         return f"Whether transfer helped cannot be said: the difference is {not_estimable(score)}."
     span = f"{facts.level_percent} % interval {number(score.low)} to {number(score.high)}"
@@ -195,13 +204,13 @@ def alarms(facts: Facts) -> tuple[str, ...]:
     if facts.release_status == "refused":
         failed = sum(not check.passed for check in facts.gate)
         found.append(f"The release was refused: {failed} of {len(facts.gate)} gate conditions were not met.")
-    if not facts.cohort.patients_known:
+    if not facts.cohort.patients_known and not facts.cohort.warnings:
         found.append("Patients are not known: images of one person may be in training and test, and figures too good.")
     found.extend(facts.cohort.warnings)
     if facts.test_openings > 1:
         found.append(
-            f"The sealed test part was opened {facts.test_openings} times. From the second time on it can guide choices, "
-            "and its figures may be too good."
+            f"The sealed test part was opened {facts.test_openings} times. From the second time on it can guide "
+            "choices, and its figures may be too good."
         )
     if facts.intended_use is None:
         found.append("No intended use was stated: take this as a research model only.")
@@ -218,15 +227,20 @@ def split_sentence(facts: Facts) -> str:
     who = "patient" if facts.cohort.patients_known else "image (patients are not known)"
     if facts.split.predefined:
         return (
-            "The parts were given with the data; one that was missing was taken from training, by patient. No group (one "
-            "patient, or images with identical pixels) is in two parts; a split that shares one is refused."
+            "The parts were given with the data; one that was missing was taken from training, by patient. No group "
+            "(one patient, or images with identical pixels) is in two parts; a split that shares one is refused."
         )
-    dataset = facts.config["dataset"]["split"]
+    asked = facts.config["dataset"]["split"]
     return (
-        f"Made at random by {who}, stratified by class, with seed {facts.config['seed']}, asking for {number(dataset['val'], 2)} in validation "
-        f"and {number(dataset['test'], 2)} in test. No group (one patient, or images with identical pixels) is in two "
-        "parts; a split that shares one is refused."
+        f"Made at random by {who}, stratified by class, with seed {facts.config['seed']}, asking for "
+        f"{100 * asked['val']:g} % in validation and {100 * asked['test']:g} % in test. No group (one patient, or "
+        "images with identical pixels) is in two parts; a split that shares one is refused."
     )
+
+
+def _studies(facts: Facts, studies: int, patients: int) -> str:
+    people = f" of {patients:,} patients" if facts.cohort.patients_known else ""
+    return f"{studies:,} test studies{people}"
 
 
 def standing_limits(facts: Facts) -> tuple[str, ...]:
@@ -240,8 +254,8 @@ def standing_limits(facts: Facts) -> tuple[str, ...]:
         "resamples over patients), not another training run, another split or another population.",
         "Labels are taken as the truth. How they were made, and how well readers agree, was not examined.",
         "Predictive values hold for the share of disease in this test part and change with it.",
-        f"The test part has {test.studies:,} studies of {test.patients:,} patients; groups within it are smaller still, "
-        "and equal performance between them was not shown.",
+        f"All rests on {_studies(facts, test.studies, test.patients)}; groups within it are smaller "
+        "still, and equal performance between them was not shown.",
     ]
     if not facts.cohort.patients_known:
         limits.append("Patients are not known, so the parts are disjoint by image only.")
