@@ -44,10 +44,11 @@ def prepare_demo(folder: Path, overrides: Sequence[str]) -> tuple[Config, Config
     general = [o for o in overrides if o.startswith(("workspace=", "seed="))]
     pretraining = load_config(builtin_config(SOURCE), [workspace, f"scans.source={source.as_posix()}", *general])
     for place, write in ((hospital, write_hospital), (source, write_source_task)):
-        if not (place / ".complete").exists():
+        written = folder / f".{place.name}.written"  # beside the scans, not among them
+        if not written.exists():
             log.info("writing %s", place)
             with storage_errors(place):
                 place.mkdir(parents=True, exist_ok=True)
                 write(place)
-                (place / ".complete").touch()
+                written.touch()
     return target, pretraining

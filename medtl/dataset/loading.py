@@ -62,8 +62,8 @@ class TrainingBatches:
         rng = np.random.default_rng([self.seed, phase, epoch])
         order = rng.permutation(len(self.rows))
         rows = np.asarray(self.rows)[order]
-        for start in range(0, len(rows), self.batch_size):
-            chosen = np.sort(rows[start : start + self.batch_size])  # in order of their place on the disk
+        for batch in np.array_split(rows, len(self)):  # of equal size: a small last batch would upset BatchNorm
+            chosen = np.sort(batch)  # in order of their place on the disk
             images = self.images[chosen]
             if augmented:
                 size = (images.shape[1], images.shape[2])

@@ -125,6 +125,7 @@ def fit(
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     progress = saver.load() or Progress(current=_copy(network), best=_copy(network))
     total = sum(phase.epochs for phase in config.phases)
+    weights = class_weights(train, config, task)
     while progress.phase < len(config.phases):
         phase = config.phases[progress.phase]
         network.load_state_dict(progress.current if progress.epoch else progress.best)
@@ -135,7 +136,7 @@ def fit(
         elif progress.optimiser is not None:
             optimiser.load_state_dict(progress.optimiser)
         while progress.epoch < phase.epochs:
-            _one_epoch(network, optimiser, train, val, task, config, phase, frozen, seed, progress, device)
+            _one_epoch(network, optimiser, train, val, task, config, phase, frozen, seed, progress, device, weights)
             advance(label, len(progress.history), total)
             if progress.epoch < phase.epochs:
                 saver.save(progress)
@@ -168,10 +169,11 @@ def _one_epoch(
     seed: int,
     progress: Progress,
     device: torch.device,
+    weights: FloatArray | None,
 ) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, progress.phase, progress.epoch]).generate_state(1)[0]))
     set_learning(network, phase)
-    steps, losses, weights = phase.epochs * len(train), 0.0, 0
+    steps, losses, count = phase.epochs * len(train), 0.0, 0
     for number, (batch, targets) in enumerate(train.epoch(progress.phase, progress.epoch, phase.augment)):
         factor = schedule(progress.epoch * len(train) + number, steps)
         for group in optimiser.param_groups:
@@ -179,7 +181,7 @@ def _one_epoch(
         if len(batch) < 2:
             continue  # one image has no batch statistics
         logits = network(to_images(batch, device), frozen)
-        loss = loss_of(logits, targets, task, config.label_smoothing, device)
+        loss = loss_of(logits, targets, task, config.label_smoothing, device, weights)
         if not torch.isfinite(loss):
             raise ModelError(
                 f"The loss is not finite in phase '{phase.name}', epoch {progress.epoch + 1}. "
@@ -190,9 +192,9 @@ def _one_epoch(
         nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], _CLIP)
         optimiser.step()
         losses += float(loss.detach()) * len(batch)
-        weights += len(batch)
+        count += len(batch)
     val_loss, val_auroc = validate(network, val, task, device)
-    progress.history.append(Epoch(phase.name, progress.epoch + 1, losses / max(weights, 1), val_loss, val_auroc))
+    progress.history.append(Epoch(phase.name, progress.epoch + 1, losses / max(count, 1), val_loss, val_auroc))
     progress.epoch += 1
     progress.current = _copy(network)
     progress.optimiser = copy.deepcopy(optimiser.state_dict())
@@ -233,11 +235,40 @@ def _close_phase(network: StagedNetwork, phase: PhaseConfig, progress: Progress)
     progress.current, progress.phase_best, progress.optimiser = {}, {}, None
 
 
-def loss_of(logits: Tensor, targets: FloatArray, task: Task, smoothing: float, device: torch.device) -> Tensor:
-    """Give the mean loss: cross-entropy, or binary cross-entropy over the known labels of a multi-label task."""
+def class_weights(train: Training, config: ModelConfig, task: Task) -> FloatArray | None:
+    """Give each class the inverse of its frequency in training, of mean 1 over studies; None where not asked for.
+
+    Raises:
+        ModelError: asked for in a multi-label task, where a study has no one class.
+    """
+    if not config.class_balance:
+        return None
+    if task == "multilabel":
+        raise ModelError("model.class_balance weighs one class per study; a multi-label task has several. Set it to false.")
+    counts = np.sum([targets.sum(0) for _, targets in train.epoch(0, 0, augmented=False)], axis=0)
+    weights: FloatArray = counts.sum() / (len(counts) * np.maximum(counts, 1))
+    return weights
+
+
+def loss_of(
+    logits: Tensor,
+    targets: FloatArray,
+    task: Task,
+    smoothing: float,
+    device: torch.device,
+    weights: FloatArray | None = None,
+) -> Tensor:
+    """Give the mean loss: cross-entropy, or binary cross-entropy over the known labels of a multi-label task.
+
+    Args:
+        weights: of the classes, (classes,); not for multi-label tasks.
+    """
     wanted = torch.from_numpy(np.ascontiguousarray(targets)).to(device, torch.float32)
     if task != "multilabel":
-        return nn.functional.cross_entropy(logits, wanted, label_smoothing=smoothing)
+        losses = nn.functional.cross_entropy(logits, wanted, label_smoothing=smoothing, reduction="none")
+        if weights is None:
+            return losses.mean()
+        return (losses * (wanted @ torch.from_numpy(weights).to(wanted))).mean()
     known = ~torch.isnan(wanted)
     wanted = torch.where(known, wanted * (1 - smoothing) + 0.5 * smoothing, 0.0)
     losses = nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
