@@ -125,7 +125,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise StorageError(
-                f"'{_folder(path)}' cannot be written ({error.strerror}). Choose another workspace: --set workspace=FOLDER"
+                f"'{_folder(path)}' cannot be written ({error.strerror}). Choose another: --set workspace=FOLDER"
             ) from error
         raise
 
@@ -240,7 +240,9 @@ def verify(folder: Path) -> str:
         files: dict[str, str] = manifest["files"]
         digest = str(manifest["digest"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TamperedError(f"'{folder}' has no readable manifest. Delete the folder; it will be made again.") from error
+        raise TamperedError(
+            f"'{folder}' has no readable manifest. Delete the folder; it will be made again."
+        ) from error
     present = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()} - {MANIFEST}
     wrong = present ^ set(files) or {name for name, sha in files.items() if file_digest(folder / name) != sha}
     if wrong or digest != digest_of([manifest["kind"], files]):

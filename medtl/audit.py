@@ -119,7 +119,9 @@ class AuditLog:
             last = json.loads(tail.splitlines()[-1])
             return int(last["sequence"]), str(last["hash"])
         except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{self.path}: the last line is broken; run `medtl audit verify` and keep a copy.") from error
+            raise StorageError(
+                f"{self.path}: the last line is broken; run `medtl audit verify` and keep a copy."
+            ) from error
 
 
 def _actor() -> str:

@@ -45,16 +45,22 @@ class ScansConfig(Section):
 class LabelsConfig(Section):
     """The label table and the names of its columns (medtl/studies/labels.py)."""
 
-    table: Path | None = Field(Path("labels.csv"), description="CSV, relative to scans.source; null: labels in the .npz")
+    table: Path | None = Field(
+        Path("labels.csv"), description="CSV, relative to scans.source; null: labels in the .npz"
+    )
     path: str | None = Field("path", description="column that holds the file's path (or bare name) below the source")
     uid: str | None = Field(None, description="column that holds a SOP, series or study instance UID, instead of path")
-    label: str | tuple[str, ...] = Field("label", description="column of the class; several columns: one 0/1 label each")
+    label: str | tuple[str, ...] = Field(
+        "label", description="column of the class; several columns: one 0/1 label each"
+    )
     patient: str | None = Field("patient", description="column of the patient; null: the DICOM header's")
     site: str | None = None
     sex: str | None = None
     age: str | None = Field(None, description="column of the age in years")
     split: str | None = Field(None, description="column that holds train, val or test")
-    classes: tuple[str, ...] | None = Field(None, description="order of the classes; the last of two is the positive one")
+    classes: tuple[str, ...] | None = Field(
+        None, description="order of the classes; the last of two is the positive one"
+    )
 
 
 class StudiesConfig(Section):
@@ -137,7 +143,9 @@ class ModelConfig(Section):
     backbone: str = "resnet18"
     weights: str = Field("imagenet", description="none, imagenet, vault:NAME, or a file (.pth, .safetensors)")
     vault: Path | None = Field(None, description="folder of the weight vault; default: weights in the workspace")
-    min_share: Fraction = Field(0.9, description="least share of the trunk that must load, else the weights are refused")
+    min_share: Fraction = Field(
+        0.9, description="least share of the trunk that must load, else the weights are refused"
+    )
     phases: tuple[PhaseConfig, ...] = Field(STAGED, min_length=1)
     batch_size: int = Field(32, ge=2, le=4096)
     dropout: float = Field(0.2, ge=0, lt=1)

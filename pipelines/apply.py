@@ -45,7 +45,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
             yield images, np.full((len(images), len(plan.classes)), np.nan)
 
     fit.make_deterministic(config.seed, config.model.threads)
-    probabilities = np.zeros((0, len(plan.classes)))
+    probabilities: FloatArray = np.zeros((0, len(plan.classes)))
     if found:
         probabilities = predict(io.read_network(folder), batches(), plan.task, fit.device_of(config.model))
     decisions = table.decide(probabilities, evaluation)

@@ -1,7 +1,8 @@
 """The door: ``medtl VERB CONFIG [--set a.b=c]``.
 
-Results go to stdout, everything else to stderr; ``--json`` makes the last line of stdout one object. Exit codes: 0 done,
-1 failed, 2 usage or configuration, 3 refused by a gate. Nothing heavy is imported before it is needed: help is instant.
+Results go to stdout, everything else to stderr; ``--json`` makes the last line of stdout one object. Exit codes: 0
+done, 1 failed, 2 usage or configuration, 3 refused by a gate. Nothing heavy is imported before it is
+needed: help is instant.
 """
 
 from __future__ import annotations
@@ -101,7 +102,10 @@ def ingest(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> Non
 def train(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
     """Train the model in phases; the test part stays sealed."""
     summary = _flow(_load(config, set_), "train")
-    rows = [(p["name"], p["best_epoch"], _number(p["val_auroc"]), _number(p["val_loss"]), p["kept"]) for p in summary["phases"]]
+    rows = [
+        (p["name"], p["best_epoch"], _number(p["val_auroc"]), _number(p["val_loss"]), p["kept"])
+        for p in summary["phases"]
+    ]
     _show(summary, json_, "Training (validation)", ("phase", "best epoch", "AUROC", "loss", "kept"), rows)
 
 
@@ -130,7 +134,9 @@ def predict(
     scans: Annotated[Path, Parameter(help="folder (or file) of new scans")],
     out: Annotated[Path | None, Parameter(help="CSV to write; default: predictions-RELEASE.csv in this folder")] = None,
     release: Annotated[str | None, Parameter(help="release to use; default: the newest validated one")] = None,
-    allow_candidate: Annotated[bool, Parameter(help="also use a release that no gate has validated", negative="")] = False,
+    allow_candidate: Annotated[
+        bool, Parameter(help="also use a release that no gate has validated", negative="")
+    ] = False,
     pseudonymous: Annotated[bool, Parameter(help="leave the file names out of the table", negative="")] = False,
     set_: Sets = None,
     json_: Json = False,
@@ -203,8 +209,15 @@ Topic = Literal["config", "excluded", "split", "plan", "phases", "metrics", "rel
 
 
 @app.command(group=_LOOK)
-def show(what: Annotated[Topic, Parameter(help="what to look at")], config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
-    """Look at a run: its config, what was excluded (with file names, on your terminal only), split, plan, phases, metrics.
+def show(
+    what: Annotated[Topic, Parameter(help="what to look at")],
+    config: ConfigFile,
+    *,
+    set_: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Look at a run: its config, what was excluded (with file names, on your terminal only), split, plan,
+    phases, metrics.
 
     Computes nothing but what ingest and split need; torch stays asleep.
     """
@@ -220,9 +233,16 @@ def backbones(*, json_: Json = False) -> None:
     from medtl.model.backbones import BACKBONES
 
     rows = [
-        (name, row.library, " ".join(stage for stage, _ in row.stages), row.min_size, row.weights.file if row.weights else "-", row.citation)
+        (
+            name,
+            row.library,
+            " ".join(stage for stage, _ in row.stages),
+            row.min_size,
+            row.weights.file if row.weights else "-",
+            row.citation,
+        )
         for name, row in BACKBONES.items()
-    ]  # fmt: skip
+    ]
     columns = ("backbone", "library", "stages (then head)", "least size", "ImageNet weights", "citation")
     _show([dict(zip(columns, row, strict=True)) for row in rows], json_, "Backbones", columns, rows)
 

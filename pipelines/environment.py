@@ -1,7 +1,8 @@
 """Set Prefect up before it is imported: private, quiet, on this machine.
 
-Whatever the user has set stays. By default Prefect's own embedded server keeps its state in the workspace, sends nothing
-anywhere, and has time to start on a slow machine. With its analytics on, it would call home and race its own database.
+Whatever the user has set stays. By default Prefect's own embedded server keeps its state in the workspace, sends
+nothing anywhere, and has time to start on a slow machine. With its analytics on, it would call home and
+race its own database.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ def prepare_prefect(workspace: Path) -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and limit < LEAST_FILE_BYTES:
         raise StorageError(
-            f"Files may not grow past {limit} bytes here (ulimit -f), which is as good as a full disk: a run needs at least "
-            f"{LEAST_FILE_BYTES >> 20} MB. Nothing that was finished is lost; raise the limit and run the same command again."
+            f"Files may not grow past {limit} bytes here (ulimit -f), which is as good as a full disk: a run needs at "
+            f"least {LEAST_FILE_BYTES >> 20} MB. Nothing that was finished is lost; raise the limit and run the same "
+            "command again."
         )
 
 
@@ -93,10 +95,12 @@ def server(workspace: Path, timeout_s: float = 120.0) -> Iterator[str]:
 def _wait(process: subprocess.Popen[bytes], url: str, timeout_s: float, output: Path) -> None:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - loopback
-                return
-        time.sleep(0.3)
+        try:
+            urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - loopback
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+        else:
+            return
     raise MedtlError(f"Prefect's server did not start within {timeout_s:g} s; its output is in '{output}'.")
 
 

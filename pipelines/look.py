@@ -120,5 +120,5 @@ def _finished(config: Config, kind: str) -> Any:
     done = results.finished_artifacts(config)
     folders = [folder for folder in done if folder.parent.name == kind]
     if not folders:
-        raise MedtlError(f"This run is not finished yet, or something about it changed since. First: medtl run CONFIG")
+        raise MedtlError("This run is not finished yet, or something about it changed since. First: medtl run CONFIG")
     return folders[0]

@@ -25,6 +25,7 @@ from pipelines.steps import LIBRARIES, Prepared, Trained, file_count, label_tabl
 
 log = logging.getLogger("medtl")
 
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What a run starts from, by its bytes."""
@@ -163,7 +164,13 @@ def summarise_training(checkpoint: Artifact) -> dict[str, Any]:
         "backbone": record.backbone,
         "weights": {"source": record.weights.source, "share": record.weights.share},
         "phases": [
-            {"name": p.name, "best_epoch": p.best_epoch, "val_auroc": p.val_auroc, "val_loss": p.val_loss, "kept": p.kept}
+            {
+                "name": p.name,
+                "best_epoch": p.best_epoch,
+                "val_auroc": p.val_auroc,
+                "val_loss": p.val_loss,
+                "kept": p.kept,
+            }
             for p in record.phases
         ],
         "reused": checkpoint.reused,

@@ -28,7 +28,9 @@ async def run(config: Config) -> dict[str, Any]:
     resources = {"seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}
     report, page = await tasks.write_report(config, prepared, trained, scratch, comparison, release, resources)
     summary = results.summarise(config, prepared, trained, comparison, release, page)
-    results.remember_run(config, (*results.artifacts_of(prepared, trained, scratch, comparison), artifact, report), summary)
+    results.remember_run(
+        config, (*results.artifacts_of(prepared, trained, scratch, comparison), artifact, report), summary
+    )
     return {**summary, "reused": False, **resources}
 
 

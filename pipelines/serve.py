@@ -29,7 +29,7 @@ def serve(config: Config, every: timedelta | None, cron: str | None) -> None:
     Prefect's server must be running (:func:`pipelines.environment.server`).
     """
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.flows import EntrypointType
+    from prefect.types.entrypoint import EntrypointType
 
     from pipelines.run import run
 

@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-
 from medtl.artifacts import (
     Store,
     code_digest,
@@ -351,6 +350,7 @@ def _settings(section: Any, *left_out: str) -> Any:
 
 
 def versions(*names: str) -> dict[str, str]:
+    """Give the installed versions of libraries."""
     return {name: metadata.version(name) for name in names}
 
 
@@ -437,7 +437,9 @@ def provenance(config: Config, prepared: Prepared, trained: Trained) -> dict[str
         "split": prepared.split.digest,
         "plan": prepared.plan.digest,
         "images": prepared.pack.digest,
-        "config": digest_of(config.model_dump(mode="json", exclude={"workspace": True, "scans": {"source", "key_file"}})),
+        "config": digest_of(
+            config.model_dump(mode="json", exclude={"workspace": True, "scans": {"source", "key_file"}})
+        ),
         "code": code_digest(*rooms),
         "weights": checkpoint.weights.sha256,
         "checkpoint": trained.checkpoint.digest,

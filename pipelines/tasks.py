@@ -2,8 +2,9 @@
 
 Tasks are asynchronous and do their work in a thread: an asynchronous flow costs a tenth of a second where a synchronous
 one costs a whole one, and its heartbeat goes on while a step computes. They run without Prefect's cache, because a path
-that stays the same says nothing about the bytes behind it; :mod:`medtl.artifacts` decides what is done already. Nothing is
-retried: a step that failed on its input fails again, and after a crash the same command goes on where it was.
+that stays the same says nothing about the bytes behind it; :mod:`medtl.artifacts` decides what is done already.
+Nothing is retried: a step that failed on its input fails again, and after a crash the same command goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -27,8 +28,9 @@ def _task(step: Callable[P, R]) -> Callable[P, Awaitable[R]]:
     async def in_thread(*args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.to_thread(step, *args, **kwargs)
 
-    name = step.__name__.replace("_", "-")
-    return task(in_thread, name=name, cache_policy=NO_CACHE, persist_result=False, tags=["medtl"])
+    made: Any = task(name=step.__name__.replace("_", "-"), cache_policy=NO_CACHE, persist_result=False, tags=["medtl"])
+    named: Callable[P, Awaitable[R]] = made(in_thread)
+    return named
 
 
 ingest_scans = _task(steps.ingest_scans)

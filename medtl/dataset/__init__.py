@@ -3,5 +3,5 @@
 ::
 
     Cohort ─▶ split ─▶ plan (training part only) ─▶ transforms.prepare ─▶ loading.Pack (memory-mapped)
-                                                                            └─▶ loading.TrainingBatches, EvaluationBatches
+                                                                            └─▶ loading: batches
 """

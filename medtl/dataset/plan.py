@@ -73,6 +73,7 @@ def _measure(scans: Sequence[Scan], read: Callable[[Scan], AnyArray], config: Pl
         sides.append(max(scan.shape[:2]))
         advance("planning", number, len(scans))
     spread = np.subtract(highs, lows)
+    variation = float(np.std(spread)) / max(float(np.mean(spread)), 1e-9)
     return {
         "images": len(scans),
         "median_side": float(np.median(sides)),
@@ -82,7 +83,7 @@ def _measure(scans: Sequence[Scan], read: Callable[[Scan], AnyArray], config: Pl
         "modalities": sorted({scan.modality for scan in scans if scan.modality}),
         "low": round(float(np.percentile(lows, 5)), 4),
         "high": round(float(np.percentile(highs, 95)), 4),
-        "window_variation": round(float(np.std(spread) / max(np.mean(spread), 1e-9)), 4),
+        "window_variation": round(variation, 4),
     }
 
 

@@ -30,7 +30,9 @@ def split_cohort(cohort: Cohort, config: SplitConfig, seed: int) -> Split:
     """
     given = [study for study in cohort.studies if study.part is not None]
     if given and len(given) < len(cohort.studies):
-        raise SplitError(f"{len(cohort.studies) - len(given)} studies have no part in the predefined split; give all one.")
+        raise SplitError(
+            f"{len(cohort.studies) - len(given)} studies have no part in the predefined split; give all one."
+        )
     if not given:
         groups = _group_of(cohort.studies, by_patient=True)
         parts = _deal(cohort.studies, groups, {"val": config.val, "test": config.test}, seed)

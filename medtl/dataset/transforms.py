@@ -66,7 +66,9 @@ def sample(rng: np.random.Generator, n: int, size: tuple[int, int], config: Tran
     mirror_y = np.where(config.flip_vertical & (rng.random(n) < 0.5), -1.0, 1.0)
     shift = rng.uniform(-config.shift, config.shift, (n, 2)) * (columns, rows)
     cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
-    linear = np.stack([np.stack([cos * mirror_x, -sin * mirror_y], -1), np.stack([sin * mirror_x, cos * mirror_y], -1)], 1)
+    linear = np.stack(
+        [np.stack([cos * mirror_x, -sin * mirror_y], -1), np.stack([sin * mirror_x, cos * mirror_y], -1)], 1
+    )
     centre = np.array([(columns - 1) / 2, (rows - 1) / 2])
     offset = centre - linear @ centre + shift
     gains = rng.uniform(1 - config.contrast, 1 + config.contrast, n)

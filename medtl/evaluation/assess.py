@@ -63,7 +63,9 @@ def assess(
     )
 
 
-def _known(predictions: Predictions, index: int) -> tuple[FloatArray, FloatArray, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+def _known(
+    predictions: Predictions, index: int
+) -> tuple[FloatArray, FloatArray, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     truth = predictions.targets[:, index]
     known = np.isfinite(truth)
     return truth[known], predictions.probabilities[known, index], known
@@ -86,7 +88,9 @@ def _measure(
 ) -> tuple[Score, float, FloatArray]:
     truth, score, known = _known(test, index)
     patients = [patient for patient, k in zip(test.patients, known, strict=True) if k]
-    function = partial(calibration_error, bins=config.calibration_bins) if metric == "calibration_error" else row.function
+    function = (
+        partial(calibration_error, bins=config.calibration_bins) if metric == "calibration_error" else row.function
+    )
     if not len(truth):
         empty = np.full(len(weights), np.nan)
         return score_of(metric, label, np.nan, empty, config.uncertainty.level, patients, 0), np.nan, empty

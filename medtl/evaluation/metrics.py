@@ -123,7 +123,9 @@ METRICS: Mapping[str, Row] = {
 }
 
 
-def _tied(score: FloatArray) -> tuple[np.ndarray[tuple[int], np.dtype[np.intp]], np.ndarray[tuple[int], np.dtype[np.intp]]]:
+def _tied(
+    score: FloatArray,
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.intp]], np.ndarray[tuple[int], np.dtype[np.intp]]]:
     """Give the ascending order and where each group of equal scores starts in it."""
     order = np.argsort(score, kind="stable")
     ordered = score[order]
@@ -137,4 +139,5 @@ def _in_chunks(of: Callable[[FloatArray], FloatArray], weight: FloatArray) -> Fl
 
 
 def _ratio(above: FloatArray, below: FloatArray) -> FloatArray:
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
+    ratio: FloatArray = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
+    return ratio

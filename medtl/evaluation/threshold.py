@@ -11,9 +11,9 @@ from medtl.records import FloatArray, OperatingPoint
 def choose(truth: FloatArray, score: FloatArray, config: ThresholdConfig, label: str) -> OperatingPoint:
     """Choose a threshold; a study is called where its score is at or above it.
 
-    ``youden`` takes the largest sensitivity + specificity; ``sensitivity`` the highest threshold that reaches the target;
-    ``specificity`` the lowest that does. Thresholds lie half-way between neighbouring scores, so that a change in the
-    last digit of one score moves nothing. Source: Youden 1950.
+    ``youden`` takes the largest sensitivity + specificity; ``sensitivity`` the highest threshold that reaches the
+    target; ``specificity`` the lowest that does. Thresholds lie half-way between
+    neighbouring scores, so that a change in the last digit of one score moves nothing. Source: Youden 1950.
 
     Args:
         truth: (n,) 0 and 1, without unknowns.

@@ -51,7 +51,9 @@ def score_of(
     people = len(set(patients))
     studies = len(patients) if n is None else n
     if not np.isfinite(point):
-        return Score(metric, label, None, None, None, studies, people, "not estimable: the test part lacks a kind it needs")
+        return Score(
+            metric, label, None, None, None, studies, people, "not estimable: the test part lacks a kind it needs"
+        )
     finite = draws[np.isfinite(draws)]
     if people < FEWEST_PATIENTS or kinds < FEWEST_PATIENTS:
         note = "interval not estimable: fewer than two patients of a kind"

@@ -25,7 +25,9 @@ class WeightsSource:
 
     file: str
     sha256: str
-    licence: str = "BSD-3-Clause (torchvision); trained on ImageNet-1k, whose terms restrict commercial use of the images"
+    licence: str = (
+        "BSD-3-Clause (torchvision); trained on ImageNet-1k, whose terms restrict commercial use of the images"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,24 @@ _RESNET_PAPER = "He et al., Deep Residual Learning for Image Recognition, CVPR 2
 
 BACKBONES: Mapping[str, Backbone] = {
     "resnet18": Backbone(
-        "torchvision", "resnet18", _RESNET, 512, _RESNET_PAPER, weights=WeightsSource("resnet18-f37072fd.pth", "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec")
+        "torchvision",
+        "resnet18",
+        _RESNET,
+        512,
+        _RESNET_PAPER,
+        weights=WeightsSource(
+            "resnet18-f37072fd.pth", "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
+        ),
     ),
     "resnet50": Backbone(
-        "torchvision", "resnet50", _RESNET, 2048, _RESNET_PAPER, weights=WeightsSource("resnet50-11ad3fa6.pth", "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca")
+        "torchvision",
+        "resnet50",
+        _RESNET,
+        2048,
+        _RESNET_PAPER,
+        weights=WeightsSource(
+            "resnet50-11ad3fa6.pth", "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"
+        ),
     ),
     "densenet121": Backbone(
         "torchvision",
@@ -83,7 +99,9 @@ BACKBONES: Mapping[str, Backbone] = {
         _DENSENET,
         1024,
         "Huang et al., Densely Connected Convolutional Networks, CVPR 2017",
-        weights=WeightsSource("densenet121-a639ec97.pth", "a639ec97d7c33b07ae66f0b5fb7d0192f95a3b11b7576c66c0126c2a727c4395"),
+        weights=WeightsSource(
+            "densenet121-a639ec97.pth", "a639ec97d7c33b07ae66f0b5fb7d0192f95a3b11b7576c66c0126c2a727c4395"
+        ),
     ),
     "vgg16": Backbone(
         "torchvision",
@@ -98,7 +116,10 @@ BACKBONES: Mapping[str, Backbone] = {
                 ("block5", range(24, 31)),
                 last=("avgpool", "<flatten>"),
             ),
-            ("classifier", ("classifier.0", "classifier.1", "classifier.2", "classifier.3", "classifier.4", "classifier.5")),
+            (
+                "classifier",
+                ("classifier.0", "classifier.1", "classifier.2", "classifier.3", "classifier.4", "classifier.5"),
+            ),
         ),
         4096,
         "Simonyan and Zisserman, Very Deep Convolutional Networks, ICLR 2015",
@@ -119,7 +140,9 @@ BACKBONES: Mapping[str, Backbone] = {
         min_size=80,
         mean=(0.5, 0.5, 0.5),  # what torchvision's transform_input turns ImageNet's convention into
         std=(0.5, 0.5, 0.5),
-        weights=WeightsSource("inception_v3_google-0cc3c7bd.pth", "0cc3c7bd75056d25e46cba549dc184522069b81e9787eff6df84f397bd52a5ef"),
+        weights=WeightsSource(
+            "inception_v3_google-0cc3c7bd.pth", "0cc3c7bd75056d25e46cba549dc184522069b81e9787eff6df84f397bd52a5ef"
+        ),
         options={"aux_logits": False, "transform_input": False, "init_weights": True},
     ),
     "efficientnet_b0": Backbone(
@@ -135,7 +158,9 @@ BACKBONES: Mapping[str, Backbone] = {
         ),
         1280,
         "Tan and Le, EfficientNet, ICML 2019",
-        weights=WeightsSource("efficientnet_b0_rwightman-7f5810bc.pth", "7f5810bc96def8f7552d5b7e68d53c4786f81167d28291b21c0d90e1fca14934"),
+        weights=WeightsSource(
+            "efficientnet_b0_rwightman-7f5810bc.pth", "7f5810bc96def8f7552d5b7e68d53c4786f81167d28291b21c0d90e1fca14934"
+        ),
     ),
     "mobilenet_v3_small": Backbone(
         "torchvision",
@@ -152,7 +177,9 @@ BACKBONES: Mapping[str, Backbone] = {
         ),
         1024,
         "Howard et al., Searching for MobileNetV3, ICCV 2019",
-        weights=WeightsSource("mobilenet_v3_small-047dcff4.pth", "047dcff4addef86ea5bc2eff13c9614dc11f47ab1160d0a71a25e7db994f4e1f"),
+        weights=WeightsSource(
+            "mobilenet_v3_small-047dcff4.pth", "047dcff4addef86ea5bc2eff13c9614dc11f47ab1160d0a71a25e7db994f4e1f"
+        ),
     ),
     "squeezenet1_0": Backbone(
         "torchvision",
@@ -181,7 +208,9 @@ BACKBONES: Mapping[str, Backbone] = {
         ),
         768,
         "Liu et al., A ConvNet for the 2020s, CVPR 2022",
-        weights=WeightsSource("convnext_tiny-983f1562.pth", "983f1562536e84ff750a1576fb08e54de751dbf2e17c0d8a4a13704341fdcd3d"),
+        weights=WeightsSource(
+            "convnext_tiny-983f1562.pth", "983f1562536e84ff750a1576fb08e54de751dbf2e17c0d8a4a13704341fdcd3d"
+        ),
     ),
     "vit_b_16": Backbone(
         "torchvision",
@@ -200,7 +229,9 @@ BACKBONES: Mapping[str, Backbone] = {
         768,
         "Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021",
         min_size=32,
-        weights=WeightsSource("vit_b_16-c867db91.pth", "c867db91d3e12c6cbadabb610d73c24a546bf82d8c03a9fea34f43a712ddb0e9"),
+        weights=WeightsSource(
+            "vit_b_16-c867db91.pth", "c867db91d3e12c6cbadabb610d73c24a546bf82d8c03a9fea34f43a712ddb0e9"
+        ),
     ),
     "monai_resnet10": Backbone(
         "monai",
@@ -222,7 +253,7 @@ BACKBONES: Mapping[str, Backbone] = {
         "ResNet",
         _MONAI_RESNET,
         128,
-        f"{_RESNET_PAPER}; MONAI implementation, 2-D, a quarter of the width, stem 3x3 without stride: for small images",
+        f"{_RESNET_PAPER}; MONAI, 2-D, a quarter of the width, stem 3x3 without stride: for small images",
         min_size=16,
         options={
             "block": "basic",

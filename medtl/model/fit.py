@@ -244,7 +244,9 @@ def class_weights(train: Training, config: ModelConfig, task: Task) -> FloatArra
     if not config.class_balance:
         return None
     if task == "multilabel":
-        raise ModelError("model.class_balance weighs one class per study; a multi-label task has several. Set it to false.")
+        raise ModelError(
+            "model.class_balance weighs one class per study; a multi-label task has several. Set it to false."
+        )
     counts = np.sum([targets.sum(0) for _, targets in train.epoch(0, 0, augmented=False)], axis=0)
     weights: FloatArray = counts.sum() / (len(counts) * np.maximum(counts, 1))
     return weights

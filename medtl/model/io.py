@@ -1,6 +1,6 @@
-"""Weights, checkpoints and unfinished training on disk; the one door to the network for downloads of weights.
+"""Weights, checkpoints and unfinished training on disk; the one door for downloads of weights.
 
-Weights are stored as safetensors. A pickle (``.pth``) is read with ``weights_only`` and converted; a download is checked
+Weights are stored as safetensors. A pickle is read with ``weights_only`` and converted; a download is checked
 against its published sha256 before anything opens it.
 """
 
@@ -104,7 +104,7 @@ class Vault:
             return None
         entry = read_record(folder / ENTRY, VaultEntry)
         if not (folder / WEIGHTS).exists() or file_digest(folder / WEIGHTS) != entry.sha256:
-            raise WeightsError(f"The weights '{name}' in the vault were altered. Remove that folder and add them again.")
+            raise WeightsError(f"The weights '{name}' in the vault were altered. Remove that folder, add them again.")
         return WeightsFile(folder / WEIGHTS, entry.sha256, f"vault:{name}", entry.licence, entry.citation)
 
     def add_file(self, path: Path, backbone_name: str, name: str | None = None) -> VaultEntry:
@@ -124,7 +124,9 @@ class Vault:
         """
         row = backbone(backbone_name)
         if row.weights is None:
-            raise WeightsError(f"No ImageNet weights are published for '{backbone_name}'. Use a file, or weights: none.")
+            raise WeightsError(
+                f"No ImageNet weights are published for '{backbone_name}'. Use a file, or weights: none."
+            )
         base = host or os.environ.get(HOST_VARIABLE) or HOST
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / row.weights.file
@@ -132,8 +134,8 @@ class Vault:
             found = file_digest(path)
             if not found.startswith(row.weights.sha256):
                 raise WeightsError(
-                    f"'{row.weights.file}' has sha256 {found[:16]}…, expected {row.weights.sha256[:16]}…: damaged on the "
-                    "way or not that file. Nothing was kept; try again, or another server."
+                    f"'{row.weights.file}' has sha256 {found[:16]}…, expected {row.weights.sha256[:16]}…: damaged on "
+                    "the way or not that file. Nothing was kept; try again, or another server."
                 )
             state = read_weights(path)
         return self.add(
@@ -343,8 +345,8 @@ def _download(url: str, path: Path) -> None:
             raise OSError("the connection ended early")
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise WeightsError(
-            f"'{path.name}' could not be downloaded ({_short(error)}). Without a connection, bring the file and add it: "
-            f"medtl weights add FILE --backbone NAME; a mirror goes into {HOST_VARIABLE}."
+            f"'{path.name}' could not be downloaded ({_short(error)}). Without a connection, bring the file and add "
+            f"it: medtl weights add FILE --backbone NAME; a mirror goes into {HOST_VARIABLE}."
         ) from error
 
 

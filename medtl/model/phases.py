@@ -35,7 +35,9 @@ def unfrozen_stages(phase: PhaseConfig, stages: Sequence[str]) -> tuple[str, ...
         return (HEAD,)
     if isinstance(phase.unfreeze, int):
         if not 0 <= phase.unfreeze < len(names):
-            raise ConfigError(f"Phase '{phase.name}' unfreezes {phase.unfreeze} stages; the trunk has {len(names) - 1}.")
+            raise ConfigError(
+                f"Phase '{phase.name}' unfreezes {phase.unfreeze} stages of {len(names) - 1} in the trunk."
+            )
         return names[len(names) - 1 - phase.unfreeze :]
     wanted = {*phase.unfreeze, HEAD}
     unknown = sorted(wanted - set(names))
@@ -44,7 +46,7 @@ def unfrozen_stages(phase: PhaseConfig, stages: Sequence[str]) -> tuple[str, ...
     first = min(names.index(name) for name in wanted)
     if len(names) - first != len(wanted):
         raise ConfigError(
-            f"Phase '{phase.name}' leaves a frozen stage above an unfrozen one. Unfreeze from some stage up to the head."
+            f"Phase '{phase.name}' leaves a frozen stage above an unfrozen one. Unfreeze from a stage up to the head."
         )
     return names[first:]
 

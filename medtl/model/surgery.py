@@ -72,6 +72,9 @@ class StagedNetwork(nn.Module):
         std: divided by.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, stages: Mapping[str, nn.Module], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.stages = nn.ModuleDict(stages)
@@ -115,6 +118,7 @@ def source_network(name: str, size: int) -> nn.Module:
     """
     row = backbone(name)
     options = dict(row.options)
+    network: nn.Module
     if row.library == "torchvision":
         import torchvision
 
@@ -122,13 +126,15 @@ def source_network(name: str, size: int) -> nn.Module:
             if size % 16:
                 raise ConfigError(f"'{name}' takes sizes that are multiples of 16, not {size} (dataset.plan.size).")
             options["image_size"] = size
-        network: nn.Module = getattr(torchvision.models, row.builder)(weights=None, **options)
+        network = getattr(torchvision.models, row.builder)(weights=None, **options)
         return network
     from monai.networks import nets
 
     if row.builder == "ResNet":
-        return nets.ResNet(**options, n_input_channels=3, num_classes=2)
-    return nn.Module.float(getattr(nets, row.builder)(**options, in_channels=3, out_channels=2))
+        network = nets.ResNet(**options, n_input_channels=3, num_classes=2)
+    else:
+        network = getattr(nets, row.builder)(**options, in_channels=3, out_channels=2)
+    return network
 
 
 def backbone(name: str) -> Backbone:

@@ -16,12 +16,14 @@ from medtl.model.surgery import HEAD, StagedNetwork, interpolate_positions, trun
 from medtl.records import LoadReport
 
 _WRAPPERS = ("module.", "model.", "backbone.", "encoder_q.")
-_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$")
+_OLD_DENSENET = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
+)
 OURS = "stages."
 
 
 def plain_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take known wrappers off the names: ``module.``, ``model.``, ``backbone.``, and torchvision's old DenseNet dots."""
+    """Take known wrappers off the names: ``module.``, ``model.``, ``backbone.``, and old DenseNet dots."""
     plain = dict(state)
     for wrapper in _WRAPPERS:
         if plain and all(key.startswith(wrapper) for key in plain):
@@ -49,7 +51,9 @@ def load_source(
     return _load(source, given, trunk_keys(source, name), report, min_share, name)
 
 
-def load_staged(network: StagedNetwork, name: str, state: Mapping[str, Tensor], report: LoadReport, min_share: float) -> LoadReport:
+def load_staged(
+    network: StagedNetwork, name: str, state: Mapping[str, Tensor], report: LoadReport, min_share: float
+) -> LoadReport:
     """Load weights that medtl wrote (names begin with ``stages.``) into every stage but the head.
 
     Raises:
@@ -87,7 +91,8 @@ def _load(
         example = missing[0] if missing else "-"
         raise WeightsError(
             f"Only {share:.1%} of the parameters of '{name}' are in the weights '{report.source}' ({len(missing)} of "
-            f"{len(wanted)} tensors missing or of another shape, first '{example}'): they belong to another architecture. "
+            f"{len(wanted)} tensors missing or of another shape, first '{example}'): they belong to another "
+            "architecture. "
             "Give weights of this backbone, or another model.backbone; model.min_share sets the limit."
         )
     module.load_state_dict({**own, **fitting})

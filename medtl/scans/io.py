@@ -300,7 +300,8 @@ def _decode_nifti(data: bytes, config: ScansConfig) -> Decoded:
     sides = [int(side) for side in image.shape if side != 1]
     if len(sides) > 2:
         raise ScanError("volume", "a volume; this pipeline reads two-dimensional images")
-    check_size(*(*sides, 1, 1)[:2], config)
+    rows, columns = (*sides, 1, 1)[:2]
+    check_size(rows, columns, config)
     values = np.asarray((nibabel.as_closest_canonical(image) if image.ndim > 2 else image).dataobj)
     pixels = nifti_slice(compact(values))
     return Decoded(pixels, {"source": "nifti", "bits": 8 if pixels.dtype == np.uint8 else 16})
@@ -317,7 +318,7 @@ def _decode_npz(data: bytes, config: ScansConfig) -> list[Decoded]:
             if f"{part}_images" not in arrays:
                 continue
             images = arrays[f"{part}_images"]
-            labels = arrays[f"{part}_labels"] if f"{part}_labels" in arrays else None
+            labels = arrays.get(f"{part}_labels")
             if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
                 raise ScanError("bad_header", f"{part}_images is not (n, rows, columns) or (n, rows, columns, 1 or 3)")
             if labels is not None and len(labels) != len(images):

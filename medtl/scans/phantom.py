@@ -230,7 +230,8 @@ def _ribs(rng: np.random.Generator, v: Floats, u: Floats) -> Floats:
     for bend, strength in ((0.45, 0.055), (-0.55, 0.04)):
         wave = np.cos(rng.uniform(19, 23) * (v + bend * u * u) + rng.uniform(0, 2 * np.pi))
         arcs += np.float32(strength * rng.uniform(0.7, 1.3)) * np.clip(wave, 0, None) ** 2
-    return arcs * _step(np.abs(u) - 0.14, 0.05)
+    ribs: Floats = arcs * _step(np.abs(u) - np.float32(0.14), 0.05)
+    return ribs
 
 
 def _clutter(rng: np.random.Generator, rows: int, columns: int) -> Floats:
@@ -338,9 +339,17 @@ def _line(v: Floats, u: Floats, start: npt.NDArray[Any], end: npt.NDArray[Any], 
 
 # ---------------------------------------------------------------------------------------------------- people
 
-DIRT = ("truncated", "empty", "monochrome1", "jpeg2000", "rle", "studies", "duplicate", "copy")
+DIRT: tuple[str, ...] = ("truncated", "empty", "monochrome1", "jpeg2000", "rle", "studies", "duplicate", "copy")
 DIRT += ("no row", "no image", "text", "canary")
-DIRT_COUNTS = ("truncated", "empty", "monochrome1", "jpeg2000", "rle", "patients_with_two_studies", "duplicate_files")
+DIRT_COUNTS: tuple[str, ...] = (
+    "truncated",
+    "empty",
+    "monochrome1",
+    "jpeg2000",
+    "rle",
+    "patients_with_two_studies",
+    "duplicate_files",
+)
 DIRT_COUNTS += ("pixel_copies", "images_without_row", "rows_without_image", "text_files", "canary_patients")
 
 
@@ -370,7 +379,11 @@ def _people(rng: np.random.Generator, patients: int) -> list[_Patient]:
             dirt=dirt.get(number, ""),
         )
         if person.dirt == "canary":
-            who = {"patient_id": f"{CANARY[0]}-{CANARY[2]}", "name": f"{CANARY[0]}^{CANARY[1]}", "birth": CANARY[3]}
+            who: dict[str, Any] = {
+                "patient_id": f"{CANARY[0]}-{CANARY[2]}",
+                "name": f"{CANARY[0]}^{CANARY[1]}",
+                "birth": CANARY[3],
+            }
             person = replace(person, **who, age=87, sex="F", address="CANARY LANE 1", folder=f"{CANARY[0]}-{CANARY[2]}")
         people.append(person)
     return people
@@ -502,7 +515,7 @@ def _readme(summary: HospitalSummary) -> str:
         "images_without_row": "valid image that labels.csv does not know",
         "rows_without_image": "row of labels.csv whose file is not there",
         "text_files": "text file among the DICOM files",
-        "canary_patients": "patient named CANARY: nothing of that name, number or birth date may ever leave this folder",
+        "canary_patients": "patient named CANARY: nothing of that name, number or birth date may leave this folder",
     }
     facts = asdict(summary)
     lines = [

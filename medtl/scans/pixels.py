@@ -30,7 +30,8 @@ def dicom_pixels(header: Dataset, config: ScansConfig) -> tuple[AnyArray, int]:
     Raises:
         ScanError: ``no_decoder``, or ``bad_header`` for a photometric interpretation that is not known.
     """
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+    from pydicom.pixels.utils import pixel_array
 
     check_decoder(header)
     stored = native(pixel_array(header))  # YBR comes back as RGB
@@ -59,7 +60,7 @@ def check_decoder(header: Dataset) -> None:
     Raises:
         ScanError: ``no_decoder``, with the name of the transfer syntax and what to install.
     """
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     syntax = header.file_meta.TransferSyntaxUID if hasattr(header, "file_meta") else None
     try:
@@ -69,7 +70,7 @@ def check_decoder(header: Dataset) -> None:
     if not available:
         assert syntax is not None
         known = syntax.name if not syntax.is_private else "a private transfer syntax"
-        raise ScanError("no_decoder", f"compressed as {known}, which no installed plugin decodes (try the extra 'gdcm')")
+        raise ScanError("no_decoder", f"compressed as {known}, which no plugin here decodes (try the extra 'gdcm')")
 
 
 def native(values: AnyArray) -> AnyArray:
@@ -100,7 +101,8 @@ def windowed(values: AnyArray, header: Dataset, config: ScansConfig) -> AnyArray
 
 
 def nifti_slice(values: AnyArray) -> AnyArray:
-    """Lay a one-slice NIfTI array as its DICOM image lies: first row anterior or superior, first column right or anterior.
+    """Lay a one-slice NIfTI array as its DICOM image lies: anterior or superior first, right or anterior
+    first.
 
     Args:
         values: canonical (RAS+) order, with one axis of length 1, or two axes.

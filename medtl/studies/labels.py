@@ -54,9 +54,9 @@ def rows_of(
     finder = config.uid or config.path
     if finder is None:
         raise StudyError("Neither studies.labels.path nor studies.labels.uid is set: nothing tells a row's scan.")
-    wanted = {"uid" if config.uid else "path": finder} | {"label": c for c in label_columns[:1]}
-    wanted |= {k: v for k in ("site", "sex", "age", "split") if (v := getattr(config, k)) is not None}
-    for key, column in [*wanted.items(), *(("label", column) for column in label_columns[1:])]:
+    wanted = [("uid" if config.uid else "path", finder), *(("label", column) for column in label_columns)]
+    wanted += [(k, v) for k in ("site", "sex", "age", "split") if (v := getattr(config, k)) is not None]
+    for key, column in wanted:
         _require(column, columns, key)
     patient = config.patient if config.patient in columns else None
     return tuple(_row(row, finder, label_columns, patient, config, names) for row in rows)
@@ -200,13 +200,14 @@ def _patients(pairs: Sequence[tuple[Scan, LabelRow]], config: StudiesConfig) -> 
         return [str(same[patient]) for patient in known], []
     if not config.image_is_patient:
         raise StudyError(
-            f"{unknown} of {len(pairs)} images have no known patient (no patient column, none in the header), so nothing "
-            "can keep one patient on one side of the split. Name the column (studies.labels.patient), or, if each image "
-            "really is another person, say so: --set studies.image_is_patient=true"
+            f"{unknown} of {len(pairs)} images have no known patient (no patient column, none in the header), so "
+            "nothing can keep one patient on one side of the split. Name the column (studies.labels.patient), or, if "
+            "each "
+            "image really is another person, say so: --set studies.image_is_patient=true"
         )
     warning = (
-        f"PATIENTS ARE UNKNOWN for {unknown} of {len(pairs)} images: each of these was taken as one patient. If a person "
-        "has several images here, the split leaks and every figure is too good, every interval too narrow."
+        f"PATIENTS ARE UNKNOWN for {unknown} of {len(pairs)} images: each of these was taken as one patient. If a "
+        "person has several images here, the split leaks and every figure is too good, every interval too narrow."
     )
     return [patient or f"i-{scan.scan_id[:16]}" for patient, (scan, _) in zip(known, pairs, strict=True)], [warning]
 
