@@ -125,7 +125,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise StorageError(
-                f"'{_folder(path)}' cannot be written ({error.strerror}). Choose another: --set workspace=FOLDER"
+                f"'{_folder(path)}' cannot be written ({error.strerror}). Choose another workspace: "
+                "--set workspace=FOLDER"
             ) from error
         raise
 

@@ -202,8 +202,7 @@ def _patients(pairs: Sequence[tuple[Scan, LabelRow]], config: StudiesConfig) -> 
         raise StudyError(
             f"{unknown} of {len(pairs)} images have no known patient (no patient column, none in the header), so "
             "nothing can keep one patient on one side of the split. Name the column (studies.labels.patient), or, if "
-            "each "
-            "image really is another person, say so: --set studies.image_is_patient=true"
+            "each image really is another person, say so: --set studies.image_is_patient=true"
         )
     warning = (
         f"PATIENTS ARE UNKNOWN for {unknown} of {len(pairs)} images: each of these was taken as one patient. If a "
@@ -231,8 +230,8 @@ def _check_classes(cohort: Cohort) -> None:
     if not cohort.studies:
         reasons = ", ".join(sorted({e.code for e in cohort.exclusions})) or "no scans"
         raise StudyError(
-            f"No labelled scan is left ({reasons}). Check studies.labels.path: it should hold paths below scans.source, "
-            "file names, or (studies.labels.uid) DICOM UIDs."
+            f"No labelled scan is left ({reasons}). Check studies.labels.path: it should hold paths below "
+            "scans.source, file names, or (studies.labels.uid) DICOM UIDs."
         )
     counts = cohort.targets
     if cohort.task != "multilabel" and ((counts > 0).any(axis=0)).sum() < 2:

@@ -1,0 +1,60 @@
+"""A tiny real study: DICOM files, a label table, a config. Small enough to train in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CONFIG = """
+name: tiny
+workspace: {workspace}
+scans: {{source: {source}}}
+studies:
+  labels: {{path: path, label: label, patient: patient, classes: [dark, bright]}}
+dataset:
+  split: {{val: 0.25, test: 0.25}}
+  plan: {{size: 32}}
+model:
+  backbone: monai_resnet10_narrow
+  weights: none
+  batch_size: 8
+  threads: 1
+  phases:
+    - {{name: head, unfreeze: head, epochs: 1, lr: 1.0e-2}}
+    - {{name: all, unfreeze: all, epochs: 2, lr: 3.0e-3}}
+evaluation: {{uncertainty: {{resamples: 200}}}}
+"""
+
+
+def write_study(folder: Path, patients: int = 24, seed: int = 0) -> Path:
+    """Write two PNGs per patient: class ``bright`` has a bright square."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True)
+    rows = ["path,label,patient"]
+    for patient in range(patients):
+        bright = patient % 2 == 1
+        for image in range(2):
+            pixels = rng.normal(90, 20, (32, 32))
+            if bright:
+                row, column = rng.integers(4, 20, 2)
+                pixels[row : row + 8, column : column + 8] += 90
+            name = f"images/p{patient}_{image}.png"
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
+            rows.append(f"{name},{'bright' if bright else 'dark'},patient-{patient}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return write_study(tmp_path / "study")
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, study: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG.format(workspace=tmp_path / "workspace", source=study))
+    return path
