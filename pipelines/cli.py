@@ -37,6 +37,8 @@ A run is one YAML file: scans in, a validated model and its report out.
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 refused by a gate.
 """
 
+_INTERRUPTED, _TERMINATED = 130, 143
+
 app = App(name="medtl", help=_HELP, version=__version__, help_format="plaintext")
 _RUNS = Group("Runs", sort_key=1)
 _LOOK = Group("Looking at things", sort_key=2)
@@ -49,7 +51,12 @@ Json = Annotated[bool, Parameter(name="--json", help="last line of stdout: one J
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    sys.exit(call(arguments))
+    code = call(arguments)
+    if code in (_INTERRUPTED, _TERMINATED):  # a step may still be computing in its thread: what it saved is whole
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def call(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +73,12 @@ def call(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("medtl: stopped; the same command goes on from here.", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
+    except BaseException as error:
+        if type(error).__name__ != "TerminationSignal":  # Prefect's own, raised in a flow by SIGTERM
+            raise
+        print("medtl: stopped by a signal; the same command goes on from here.", file=sys.stderr)
+        return _TERMINATED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

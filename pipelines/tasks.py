@@ -10,8 +10,10 @@ where it was.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
-from functools import wraps
+from contextvars import copy_context
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
@@ -23,10 +25,37 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+async def _beside(work: Callable[[], R]) -> R:
+    """Do work in a daemon thread: a signal ends the process at once instead of after the work (which is resumable)."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[R] = loop.create_future()
+    context = copy_context()
+
+    def finish(result: R | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = context.run(work)
+        except BaseException as caught:  # handed on to whoever awaits, whatever it is
+            error = caught
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(finish, result, error)
+
+    threading.Thread(target=run, daemon=True, name="medtl-step").start()
+    return await future
+
+
 def _task(step: Callable[P, R]) -> Callable[P, Awaitable[R]]:
     @wraps(step)
     async def in_thread(*args: P.args, **kwargs: P.kwargs) -> R:
-        return await asyncio.to_thread(step, *args, **kwargs)
+        return await _beside(partial(step, *args, **kwargs))
 
     made: Any = task(name=step.__name__.replace("_", "-"), cache_policy=NO_CACHE, persist_result=False, tags=["medtl"])
     named: Callable[P, Awaitable[R]] = made(in_thread)

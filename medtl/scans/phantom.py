@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -124,7 +125,7 @@ def write_hospital(folder: Path, seed: int = 0, patients: int = 150) -> Hospital
     """Write DICOM files, ``labels.csv`` and a ``README.txt`` of a small, untidy radiology department.
 
     Args:
-        folder: made if it is missing; must not hold a hospital yet. ``labels.csv`` is written last.
+        folder: made if it is missing; must not hold a hospital yet. ``DICOM`` gets its name last: where it is, all is.
         seed: same seed, same bytes.
         patients: at least ``FEWEST_PATIENTS``; about one and a half images each.
 
@@ -136,6 +137,8 @@ def write_hospital(folder: Path, seed: int = 0, patients: int = 150) -> Hospital
         raise ValueError(f"patients: {patients} is too few; {FEWEST_PATIENTS} are needed to show every kind of dirt")
     if (folder / "DICOM").exists():
         raise StorageError(f"'{folder}' already holds a hospital. Choose another folder, or delete that one.")
+    unfinished = folder / ".DICOM.partial"
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a write that was interrupted
     rng = np.random.default_rng([seed, 0])
     rows: list[Row] = []
     written = 0
@@ -143,7 +146,7 @@ def write_hospital(folder: Path, seed: int = 0, patients: int = 150) -> Hospital
     for person in people:
         files = _files(person, seed)
         for name, data in files.items():
-            path = folder / "DICOM" / person.folder / name
+            path = unfinished / person.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         written += sum(data[128:132] == b"DICM" for data in files.values())
@@ -157,6 +160,7 @@ def write_hospital(folder: Path, seed: int = 0, patients: int = 150) -> Hospital
     )
     (folder / "README.txt").write_text(_readme(summary), encoding="utf-8", newline="\n")
     (folder / "labels.csv").write_text(_table(rows), encoding="utf-8", newline="")
+    unfinished.rename(folder / "DICOM")
     return summary
 
 

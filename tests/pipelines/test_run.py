@@ -80,7 +80,9 @@ def test_a_run_gives_what_it_promises_and_the_second_does_nothing(config_file: P
 
 def test_a_gate_that_refuses_exits_3_and_keeps_the_report(config_file: Path) -> None:
     gate = "registry.promotion.gate=[{metric: auroc, bound: low, at_least: 1.01}]"
-    code, summary, log = medtl("run", config_file, "--set", gate, "--set", "model.phases=[{name: a, unfreeze: head, epochs: 1, lr: 0.01}]")
+    code, summary, log = medtl(
+        "run", config_file, "--set", gate, "--set", "model.phases=[{name: a, unfreeze: head, epochs: 1, lr: 0.01}]"
+    )
     assert code == 3
     assert "refused" in log
     assert summary["status"] == "refused"

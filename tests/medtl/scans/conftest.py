@@ -38,7 +38,7 @@ def dicom(pixels: np.ndarray[Any, Any], **attributes: Any) -> Dataset:
 
 @pytest.fixture
 def ramp() -> np.ndarray[Any, Any]:
-    return np.arange(24 * 32, dtype=np.uint16).reshape(24, 32)
+    return np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
 
 
 @pytest.fixture
