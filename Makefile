@@ -6,20 +6,20 @@ READY  := $(VENV)/.ready
 DATA   ?= ../shared
 PREFECT_OFF := PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
-.PHONY: help env demo test test-data lint format bench lock clean
+.PHONY: help env demo test test-data lint format bench docs lock clean
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 env: $(READY)    ## make the environment from requirements-dev.lock
 
-$(READY): requirements-dev.lock pyproject.toml
+$(READY): requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medtl needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	@echo "medtl: making the environment in $(VENV) (about 6 GB with torch, some minutes)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@# The lock is complete, so pip resolves nothing (older pips refuse `sqlalchemy[asyncio]` beside hashes otherwise).
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
 demo: $(READY)   ## write a small hospital, train on it, name the report
@@ -42,6 +42,9 @@ format: $(READY) ## write the format and the safe fixes
 
 bench: $(READY)  ## every benchmark beside its peers (ARGS=--json for figures)
 	@for file in benchmarks/*.py; do $(BIN)/python $$file $(ARGS) || exit 1; done
+
+docs: $(READY)   ## write docs/config.md from the config's sections
+	@$(BIN)/python -c 'from pathlib import Path; from pipelines.look import config_reference; Path("docs/config.md").write_text(config_reference())'
 
 lock: $(READY)   ## renew both locks from pyproject.toml
 	@$(BIN)/python -m pip install --quiet uv

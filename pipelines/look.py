@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import BaseModel
 
 from medtl.config import Config
 from medtl.errors import MedtlError
@@ -122,3 +124,49 @@ def _finished(config: Config, kind: str) -> Any:
     if not folders:
         raise MedtlError("This run is not finished yet, or something about it changed since. First: medtl run CONFIG")
     return folders[0]
+
+
+def config_reference() -> str:
+    """Write docs/config.md: every key with its type, default and meaning, from the sections themselves."""
+    lines = [
+        "# Every key of a config",
+        "",
+        "Written by `make docs` from `medtl/config.py`. A config path is a code path: `dataset.split` is",
+        "`medtl/dataset/split.py`. Any key can be set from the command line: `--set dataset.split.test=0.3`.",
+        "",
+    ]
+    _reference(Config, "", lines)
+    return "\n".join(lines) + "\n"
+
+
+def _reference(model: Any, path: str, lines: list[str]) -> None:
+    inner: list[tuple[Any, str]] = []
+    lines += [f"## {path or 'top level'}", "", (model.__doc__ or "").strip(), ""]
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        full = f"{path}.{name}" if path else name
+        nested = [m for m in _sections(field.annotation)]
+        inner += [(m, f"{full}[]" if m is not field.annotation else full) for m in nested]
+        kind = str(field.annotation).replace("typing.", "").replace("medtl.config.", "").replace("pathlib.", "")
+        kind = kind.removeprefix("<class '").removesuffix("'>").replace("|", "\\|")
+        default = "required" if field.is_required() else f"`{_shown(field.default)}`".replace("|", "\\|")
+        lines.append(f"| `{name}` | {kind} | {default} | {field.description or ''} |")
+    lines.append("")
+    for section, full in inner:
+        if full.endswith("scratch_phases[]"):
+            continue  # the same keys as phases
+        _reference(section, full, lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return "see below"
+    if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        return ", ".join(str(item.name) for item in value)  # type: ignore[attr-defined]
+    return json.dumps(value, default=str)
+
+
+def _sections(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _sections(inner)]

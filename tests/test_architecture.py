@@ -1,0 +1,132 @@
+"""The floors, the rooms and the doors, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from medtl.config import Config
+
+ROOT = Path(__file__).parents[1]
+MEDTL = ROOT / "medtl"
+ROOMS = sorted(p.name for p in MEDTL.iterdir() if (p / "__init__.py").exists())
+FOUNDATION = sorted(p.stem for p in MEDTL.glob("*.py"))
+ALLOWED_BELOW = set(sys.stdlib_module_names) | {"numpy", "pydantic", "yaml", "medtl"}
+# Beside io.py: the phantom writes the files that everything else is tried on; page.py reads its own template.
+DOORS = {"io.py", "phantom.py", "page.py"}
+OPENERS = {
+    "open", "read_bytes", "write_bytes", "read_text", "write_text", "dcmread", "imread", "imwrite", "memmap", "fdopen",
+}  # fmt: skip
+ANONYMOUS = {"utils", "util", "helpers", "common", "base", "manager", "misc"}
+
+
+def imports(source: str) -> set[str]:
+    """Name everything a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def opened(source: str) -> set[str]:
+    """Name the calls that touch files."""
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    names = {f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "") for f in calls}
+    return names & OPENERS
+
+
+def sideways(source: str, room: str) -> set[str]:
+    """Name what a room imports that it may not."""
+    others = {f"medtl.{other}" for other in ROOMS if other != room} | {"prefect", "pipelines"}
+    return {name for name in imports(source) if any(name == o or name.startswith(f"{o}.") for o in others)}
+
+
+def test_the_checks_can_fail() -> None:
+    assert imports("def f():\n    import torch.nn\n    from medtl.scans import io") >= {"torch.nn", "medtl.scans.io"}
+    assert opened("from pathlib import Path\nPath('x').read_text()") == {"read_text"}
+    assert sideways("from medtl.scans.io import survey", "model") == {"medtl.scans.io", "medtl.scans.io.survey"}
+    assert sideways("from medtl.scans.io import survey", "scans") == set()
+
+
+@pytest.mark.parametrize("name", FOUNDATION)
+def test_the_foundation_stands_on_little(name: str) -> None:
+    above = {n for n in imports((MEDTL / f"{name}.py").read_text()) if n.split(".")[0] not in ALLOWED_BELOW}
+    assert not above
+    rooms = {n for n in imports((MEDTL / f"{name}.py").read_text()) if n.split(".")[:1] == ["medtl"]}
+    assert not {n for n in rooms if len(n.split(".")) > 1 and n.split(".")[1] in ROOMS}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_room_looks_into_another(room: str) -> None:
+    for path in (MEDTL / room).glob("*.py"):
+        assert not sideways(path.read_text(), room), path.name
+
+
+def test_evaluation_is_numpy_and_scikit_learn_only() -> None:
+    for path in (MEDTL / "evaluation").glob("*.py"):
+        tops = {name.split(".")[0] for name in imports(path.read_text())}
+        assert not tops & {"torch", "monai", "torchvision", "matplotlib", "cv2", "pandas"}, path.name
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_only_the_doors_open_files(room: str) -> None:
+    for path in (MEDTL / room).glob("*.py"):
+        if path.name not in DOORS:
+            calls = opened(path.read_text())
+            # image.open in headers etc. would be seen here
+            assert not calls, f"{path.name}: {calls}"
+
+
+def test_nothing_is_called_utils() -> None:
+    assert not {p.stem for p in [*MEDTL.rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")]} & ANONYMOUS
+
+
+def test_only_tasks_has_tasks_and_the_library_does_not_print() -> None:
+    for path in (ROOT / "pipelines").glob("*.py"):
+        if path.name != "tasks.py":
+            assert "prefect.task" not in imports(path.read_text()), path.name
+    for path in MEDTL.rglob("*.py"):
+        calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        assert not [f for f in calls if getattr(f, "id", "") == "print"], path.name
+
+
+def sections(model: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        for inner in _models(field.annotation):
+            yield (*path, name)
+            yield from sections(inner, (*path, name))
+
+
+def _models(annotation: Any) -> Iterator[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+def test_a_config_path_is_a_code_path() -> None:
+    # a list of phases or conditions lives in the module of the section it is a list of
+    described_in = {"scratch_phases": "phases", "gate": None}
+    for path in set(sections(Config)):
+        last = described_in.get(path[-1], path[-1])
+        module = (*path[:-1], last) if last else path[:-1]
+        place = MEDTL.joinpath(*module)
+        assert place.is_dir() or place.with_suffix(".py").is_file(), ".".join(path)
+
+
+@pytest.mark.parametrize("module", ["medtl", "pipelines.cli"])
+def test_importing_is_cheap(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'monai', 'prefect', 'pydicom') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
