@@ -43,12 +43,11 @@ def prepare_demo(folder: Path, overrides: Sequence[str]) -> tuple[Config, Config
     )
     general = [o for o in overrides if o.startswith(("workspace=", "seed="))]
     pretraining = load_config(builtin_config(SOURCE), [workspace, f"scans.source={source.as_posix()}", *general])
-    for place, write in ((hospital, write_hospital), (source, write_source_task)):
-        written = folder / f".{place.name}.written"  # beside the scans, not among them
-        if not written.exists():
+    # both are written under another name and renamed when complete
+    for place, last, write in ((hospital, "DICOM", write_hospital), (source, "source_task.npz", write_source_task)):
+        if not (place / last).exists():
             log.info("writing %s", place)
             with storage_errors(place):
                 place.mkdir(parents=True, exist_ok=True)
                 write(place)
-                written.touch()
     return target, pretraining
