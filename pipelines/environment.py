@@ -1,4 +1,4 @@
-"""Set Prefect up before it is imported: private, quiet, on this machine.
+"""Set Prefect (and the threads beside it) up before it is imported: private, quiet, on this machine.
 
 Whatever the user has set stays. By default Prefect's own embedded server keeps its state in the workspace, sends
 nothing anywhere, and has time to start on a slow machine. With its analytics on, it would call home and
@@ -32,6 +32,7 @@ SETTINGS = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # one clear sentence from us, not a traceback from each layer
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "OMP_WAIT_POLICY": "PASSIVE",  # torch's threads would spin while another program has their core
 }
 
 
