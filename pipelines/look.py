@@ -145,7 +145,7 @@ def _reference(model: Any, path: str, lines: list[str]) -> None:
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         full = f"{path}.{name}" if path else name
-        nested = [m for m in _sections(field.annotation)]
+        nested = list(_sections(field.annotation))
         inner += [(m, f"{full}[]" if m is not field.annotation else full) for m in nested]
         kind = str(field.annotation).replace("typing.", "").replace("medtl.config.", "").replace("pathlib.", "")
         kind = kind.removeprefix("<class '").removesuffix("'>").replace("|", "\\|")

@@ -1,0 +1,145 @@
+"""Label rows find their scans, or say why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medtl.config import LabelsConfig, StudiesConfig
+from medtl.errors import StudyError
+from medtl.pseudonyms import Pseudonymiser
+from medtl.records import Cohort, Scan
+from medtl.studies.grouping import connected
+from medtl.studies.io import read_table
+from medtl.studies.labels import build_cohort, rows_from_scans, rows_of
+
+NAMES = Pseudonymiser(b"0123456789abcdef")
+
+
+def scan(name: str, number: int, patient: str | None = None, uid: str | None = None, **more: Any) -> Scan:
+    keys = (*NAMES.file_keys(name), *([NAMES.uid_key(uid)] if uid else []))
+    return Scan(f"{number:032d}", "image", (4, 4), "|u1", 0, f"px{number}", keys, 8, patient=patient, **more)
+
+
+def joined(tmp_path: Path, table: str, scans: list[Scan], **options: Any) -> Cohort:
+    (tmp_path / "labels.csv").write_text(table)
+    loose = options.pop("image_is_patient", False)
+    config = StudiesConfig(labels=LabelsConfig(**options), image_is_patient=loose)
+    columns, rows = read_table(tmp_path / "labels.csv")
+    return build_cohort(scans, rows_of(columns, rows, config.labels, NAMES), config)
+
+
+SCANS = [scan("a/x.png", 1), scan("b/y.png", 2), scan("b/z.dcm", 3)]
+
+
+def codes(cohort: Cohort) -> list[str]:
+    return sorted(e.code for e in cohort.exclusions)
+
+
+def test_rows_find_scans_by_path_name_or_stem(tmp_path: Path) -> None:
+    table = "path,label,patient\n./a/x.png,no,1\ny.png,yes,2\nz,yes,3\n"
+    cohort = joined(tmp_path, table, SCANS)
+    assert codes(cohort) == []
+    assert [s.target for s in cohort.studies] == [(1, 0), (0, 1), (0, 1)]
+    assert cohort.task == "binary"
+    assert "1" not in [s.patient for s in cohort.studies]
+
+
+def test_a_name_that_two_scans_share_finds_neither(tmp_path: Path) -> None:
+    scans = [scan("a/x.png", 1), scan("b/x.png", 2), scan("c/y.png", 3), scan("c/w.png", 4)]
+    cohort = joined(tmp_path, "path,label,patient\nx.png,no,1\ny.png,yes,2\nw.png,no,3\n", scans)
+    assert codes(cohort) == ["image_without_label", "image_without_label", "label_without_image"]
+
+
+def test_a_study_uid_finds_all_its_scans(tmp_path: Path) -> None:
+    scans = [scan("1", 1, uid="1.2"), scan("2", 2, uid="1.2"), scan("3", 3, uid="1.3")]
+    cohort = joined(tmp_path, "uid,label,patient\n1.2,no,a\n1.3,yes,b\n", scans, uid="uid")
+    assert len(cohort.studies) == 3
+
+
+def test_each_missing_half_is_an_exclusion(tmp_path: Path) -> None:
+    table = "path,label,patient\na/x.png,no,1\nb/y.png,yes,2\nnowhere.png,no,3\n"
+    assert codes(joined(tmp_path, table, SCANS)) == ["image_without_label", "label_without_image"]
+
+
+def test_blank_unknown_and_contradictory_labels_are_exclusions(tmp_path: Path) -> None:
+    scans = [scan(f"{n}.png", n) for n in range(6)]
+    table = "path,label,patient\n0,no,0\n1,yes,1\n2,,2\n3,perhaps,3\n4,no,4\n4,yes,4\n5,no,5\n5,no,6\n"
+    cohort = joined(tmp_path, table, scans, classes=("no", "yes"))
+    assert codes(cohort) == ["blank_label", "conflicting_labels", "conflicting_patients", "unknown_class"]
+
+
+def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"no column 'label' .*did you mean 'labels'\?.*path, labels"):
+        joined(tmp_path, "path,labels\nx,1\n", SCANS)
+
+
+def test_one_class_only_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="one class only"):
+        joined(tmp_path, "path,label,patient\na/x.png,no,1\nb/y.png,no,2\n", SCANS)
+
+
+def test_no_match_at_all_says_what_a_path_should_be(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="No labelled scan is left"):
+        joined(tmp_path, "path,label,patient\nq,no,1\nr,yes,2\n", SCANS)
+
+
+def test_unknown_patients_are_refused_unless_allowed_and_then_said_loudly(tmp_path: Path) -> None:
+    table = "path,label\na/x.png,no\nb/y.png,yes\n"
+    with pytest.raises(StudyError, match=r"--set studies\.image_is_patient=true"):
+        joined(tmp_path, table, SCANS)
+    cohort = joined(tmp_path, table, SCANS, image_is_patient=True)
+    assert not cohort.patients_known
+    assert "PATIENTS ARE UNKNOWN for 2 of 2" in cohort.warnings[0]
+    assert len({s.patient for s in cohort.studies}) == 2
+
+
+def test_the_headers_patient_is_used_where_the_table_has_none(tmp_path: Path) -> None:
+    scans = [scan("x", 1, patient="p-1"), scan("y", 2, patient="p-1"), scan("z", 3, patient="p-2")]
+    cohort = joined(tmp_path, "path,label\nx,no\ny,no\nz,yes\n", scans, patient=None)
+    assert [s.patient for s in cohort.studies] == ["p-1", "p-1", "p-2"]
+    assert cohort.patients_known
+
+
+def test_two_names_of_one_patient_are_one_patient(tmp_path: Path) -> None:
+    scans = [scan("x", 1, patient="p-1"), scan("y", 2, patient="p-1"), scan("z", 3, patient="p-2")]
+    cohort = joined(tmp_path, "path,label,patient\nx,no,A\ny,no,B\nz,yes,C\n", scans)
+    assert cohort.studies[0].patient == cohort.studies[1].patient != cohort.studies[2].patient
+    assert connected([("a", "b"), ("c", "b"), ("d", "e")]) == {"a": "a", "b": "a", "c": "a", "d": "d", "e": "d"}
+
+
+def test_several_label_columns_are_a_multilabel_task(tmp_path: Path) -> None:
+    table = "path,mass,fluid,patient\na/x.png,1,0,1\nb/y.png,0,,2\nz,,,3\n"
+    cohort = joined(tmp_path, table, SCANS, label=("mass", "fluid"))
+    assert cohort.task == "multilabel"
+    assert [s.target for s in cohort.studies] == [(1, 0), (0, None)]
+    assert codes(cohort) == ["blank_label"]
+
+
+def test_labels_inside_the_source_get_the_configs_names() -> None:
+    scans = [scan(str(n), n, label=(n % 2,), part="train") for n in range(4)]
+    config = StudiesConfig(labels=LabelsConfig(table=None, classes=("no", "yes")), image_is_patient=True)
+    cohort = build_cohort(scans, rows_from_scans(scans), config)
+    assert cohort.classes == ("no", "yes")
+    assert [s.target[1] for s in cohort.studies] == [0, 1, 0, 1]
+    assert {s.part for s in cohort.studies} == {"train"}
+
+
+@pytest.mark.parametrize("text", ["\ufeffpath;label\nx;1\n", "path\tlabel\nx\t1\n", "path,label\r\nx,1\r\n"])
+def test_tables_as_hospitals_write_them_are_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8", newline="")
+    assert read_table(tmp_path / "t.csv") == (("path", "label"), ({"path": "x", "label": "1"},))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"path,label\nx\n", "row 2"), (b"path,label\n", "no rows"), (b"\xff\xfe\x00", "UTF-8")],
+)
+def test_tables_that_cannot_be_read_say_why(tmp_path: Path, data: bytes, reason: str) -> None:
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(StudyError, match=reason):
+        read_table(tmp_path / "t.csv")
+    with pytest.raises(StudyError, match=r"studies\.labels\.table"):
+        read_table(tmp_path / "missing.csv")
