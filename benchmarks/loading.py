@@ -1,7 +1,7 @@
 """2-D loading: the memory-mapped pack against MONAI's datasets on the same images and transforms.
 
-Every contender delivers float batches of 224 x 224 from 512 x 512 grey PNGs. CPU time of one process, one thread; warm-up
-dropped, contenders interleaved, median of three. MONAI runs as shipped (`list_data_collate`, default arguments);
+Every contender delivers float batches of 224 x 224 from 512 x 512 grey PNGs. CPU time of one process, one thread;
+warm-up dropped, contenders interleaved, median of three. MONAI runs as shipped (default collate and arguments);
 `CacheDataset` and `PersistentDataset` are measured with their caches filled.
 
     python benchmarks/loading.py [--json] [--quick]

@@ -68,7 +68,10 @@ class Bad:
         return (Path.touch, (Path("pwned"),))
 
 
-@pytest.mark.parametrize("data", [b"", b"rubbish" * 50, pickle.dumps(Bad())])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(
+    "data", [b"", b"rubbish" * 50, pickle.dumps(Bad(), protocol=2)], ids=["empty", "rubbish", "code"]
+)
 def test_a_file_that_is_no_weights_is_refused_and_runs_nothing(
     tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +191,7 @@ def test_nan_and_blank_images_are_refused(folder: Path) -> None:
 def test_a_link_is_not_followed(folder: Path, ramp: Array, tmp_path: Path) -> None:
     Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "outside.png")
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
-    os.symlink(tmp_path, folder / "linked-folder")
+    (folder / "linked-folder").symlink_to(tmp_path)
     _, exclusions, _ = take(folder)
     assert [e.code for e in exclusions] == ["not_a_file", "not_a_file"]
 
@@ -217,7 +216,7 @@ def test_no_name_or_number_of_a_patient_is_written(folder: Path, ramp: Array) ->
 
 
 def test_a_missing_or_empty_source_says_what_to_try(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(StorageError, match="--set scans.source"):
+    with pytest.raises(StorageError, match=r"--set scans\.source"):
         survey(None, ScansConfig())
     with pytest.raises(StorageError, match="does not exist"):
         survey(tmp_path / "nowhere", ScansConfig())

@@ -20,7 +20,7 @@ NAMES = Pseudonymiser(b"0123456789abcdef")
 
 def scan(name: str, number: int, patient: str | None = None, uid: str | None = None, **more: Any) -> Scan:
     keys = (*NAMES.file_keys(name), *([NAMES.uid_key(uid)] if uid else []))
-    return Scan(f"{number:032d}", "image", (4, 4), "|u1", 0, f"px{number}", keys, 8, patient=patient, **more)
+    return Scan(f"{number:016d}{0:016d}", "image", (4, 4), "|u1", 0, f"px{number}", keys, 8, patient=patient, **more)
 
 
 def joined(tmp_path: Path, table: str, scans: list[Scan], **options: Any) -> Cohort:

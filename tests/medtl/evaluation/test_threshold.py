@@ -1,0 +1,75 @@
+"""The operating point reaches what its rule promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_curve
+
+from medtl.config import ThresholdConfig
+from medtl.evaluation.threshold import choose
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@st.composite
+def validations(draw: st.DrawFn) -> tuple[Array, Array]:
+    n = draw(st.integers(2, 40))
+    truth = np.array([0, 1, *draw(st.lists(st.integers(0, 1), min_size=n - 2, max_size=n - 2))], float)
+    return truth, np.array(draw(st.lists(st.integers(0, 20), min_size=n, max_size=n)), float) / 20
+
+
+def rates(truth: Array, score: Array, threshold: float) -> tuple[float, float]:
+    called = score >= threshold
+    return float(called[truth == 1].mean()), float((~called[truth == 0]).mean())
+
+
+@given(validations())
+def test_no_threshold_has_a_larger_youden_index(data: tuple[Array, Array]) -> None:
+    truth, score = data
+    point = choose(truth, score, ThresholdConfig(rule="youden"), "ill")
+    fall_out, recall, _ = roc_curve(truth, score, drop_intermediate=False)
+    assert sum(rates(truth, score, point.threshold)) - 1 == pytest.approx((recall - fall_out).max())
+    assert (point.chosen_on, point.label) == ("val", "ill")
+
+
+@given(validations(), st.sampled_from([0.0, 0.5, 0.8, 0.9, 1.0]))
+def test_sensitivity_reaches_its_target_at_the_most_specific_threshold(
+    data: tuple[Array, Array], target: float
+) -> None:
+    truth, score = data
+    reached, specific = rates(
+        truth, score, choose(truth, score, ThresholdConfig(rule="sensitivity", target=target), "ill").threshold
+    )
+    assert reached >= target - 1e-9
+    others = [rates(truth, score, value) for value in [*np.unique(score), 2.0]]
+    assert specific == pytest.approx(max(other for hit, other in others if hit >= target - 1e-9))
+
+
+@given(validations(), st.sampled_from([0.0, 0.5, 0.8, 0.9, 1.0]))
+def test_specificity_reaches_its_target_at_the_most_sensitive_threshold(
+    data: tuple[Array, Array], target: float
+) -> None:
+    truth, score = data
+    hit, reached = rates(
+        truth, score, choose(truth, score, ThresholdConfig(rule="specificity", target=target), "ill").threshold
+    )
+    assert reached >= target - 1e-9
+    others = [rates(truth, score, value) for value in [*np.unique(score), 2.0]]
+    assert hit == pytest.approx(max(other for other, spared in others if spared >= target - 1e-9))
+
+
+def test_the_threshold_lies_between_scores_so_that_a_last_digit_moves_nothing() -> None:
+    truth, score = np.array([0.0, 0, 1, 1]), np.array([0.1, 0.2, 0.6, 0.9])
+    assert choose(truth, score, ThresholdConfig(), "ill").threshold == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("truth", [np.zeros(3), np.ones(3), np.array([])])
+@pytest.mark.parametrize("rule", ["youden", "sensitivity", "specificity"])
+def test_one_kind_only_gives_one_half_and_says_so(truth: Array, rule: Any) -> None:
+    point = choose(truth, np.linspace(0, 1, len(truth)), ThresholdConfig(rule=rule), "ill")
+    assert point.threshold == 0.5 and point.chosen_on == "none" and "one kind" in point.rule
