@@ -16,7 +16,7 @@ async def measure(config: Config, prepared: steps.Prepared, scratch: bool = Fals
     checkpoint = await fit(config, prepared, scratch)
     shared = (checkpoint, prepared.cohort, prepared.split, prepared.pack)
     val = await tasks.predict_part(config, *shared, "val")
-    test = await tasks.predict_part(config, *shared, "test")
+    test = await tasks.predict_part(config, *shared, "test", "reference" if scratch else "model")
     return steps.Trained(checkpoint, val, test, await tasks.evaluate(config, prepared.plan, val, test))
 
 

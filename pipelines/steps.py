@@ -236,9 +236,15 @@ def fit_in_phases(
 
 
 def predict_part(
-    config: Config, checkpoint: Artifact, cohort: Artifact, split: Artifact, pack: Artifact, part: Part
+    config: Config,
+    checkpoint: Artifact,
+    cohort: Artifact,
+    split: Artifact,
+    pack: Artifact,
+    part: Part,
+    purpose: str = "model",
 ) -> Artifact:
-    """Checkpoint -> probabilities of one part. Opening the test part is logged."""
+    """Checkpoint -> probabilities of one part. Opening the test part is logged, with what for (model or reference)."""
     from medtl.dataset import io as dataset_io
     from medtl.dataset.loading import EvaluationBatches
     from medtl.evaluation.io import write_predictions
@@ -258,7 +264,9 @@ def predict_part(
     def build(folder: Path) -> None:
         known, parts = read_cohort(cohort.path), dataset_io.read_split(split.path)
         if part == "test":
-            AuditLog(config.workspace).append("test.opened", split.digest, details={"checkpoint": checkpoint.digest})
+            AuditLog(config.workspace).append(
+                "test.opened", split.digest, details={"checkpoint": checkpoint.digest, "purpose": purpose}
+            )
         chosen, rows = parts.part(part), _rows(known)
         images, targets = dataset_io.read_pack(pack.path), known.targets
         fit.make_deterministic(config.seed, config.model.threads)
@@ -497,7 +505,12 @@ def _facts(
     from medtl.scans.io import read_exclusions, read_scans
     from medtl.studies.io import read_cohort
 
-    opened = [e for e in AuditLog(config.workspace).events() if e["action"] == "test.opened"]
+    # the reference from scratch is measured once beside the model and chooses nothing
+    opened = [
+        event
+        for event in AuditLog(config.workspace).events()
+        if event["action"] == "test.opened" and event["details"].get("purpose") != "reference"
+    ]
     return Facts(
         title=config.report.title or config.name,
         config=config.model_dump(mode="json"),
