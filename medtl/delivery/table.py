@@ -51,9 +51,10 @@ def rows_of(
     columns = ["scan", *(["file"] if named else []), *shown, "decision", "reason"]
     rows: list[Row] = []
     for (scan, files), values, decision in zip(scans, probabilities, decisions, strict=True):
+        cells = {"scan": scan[:16], "decision": inert(decision), "reason": ""}  # a class is named by the label table
         numbers = {name: f"{value:.6f}" for name, value in zip(shown, values, strict=True)}
         for file in files if named and files else [""]:
-            rows.append(_row({"scan": scan[:16], "decision": decision, "reason": "", **numbers}, file, named))
+            rows.append(_row({**cells, **numbers}, file, named))
     for exclusion, file in excluded:
         cells = {"scan": exclusion.item, "decision": "excluded", "reason": f"{exclusion.code}: {exclusion.reason}"}
         rows.append(_row({**cells, **dict.fromkeys(shown, "")}, file, named))
@@ -62,7 +63,7 @@ def rows_of(
 
 def inert(cell: str) -> str:
     """Keep a spreadsheet from running a cell as a formula. Source: OWASP, CSV injection."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
 
 
 def _row(cells: Mapping[str, str], file: str, named: bool) -> Row:

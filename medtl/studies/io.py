@@ -20,7 +20,7 @@ def read_table(path: Path) -> Table:
     Comma, semicolon or tab separated, UTF-8 with or without byte-order mark, first line the column names.
 
     Raises:
-        StudyError: missing, not UTF-8 text, without rows, or with a row longer than its header.
+        StudyError: missing, not UTF-8 text, without rows, with two columns of one name, or with an uneven row.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -42,6 +42,9 @@ def read_table(path: Path) -> Table:
         rows = tuple(dict(row) for row in reader)
     except csv.Error as error:
         raise StudyError(f"The label table '{path.name}' is not a readable CSV: {error}.") from error
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    if twice:
+        raise StudyError(f"The label table '{path.name}' has more than one column named '{twice[0]}'; rename one.")
     uneven = [n for n, row in enumerate(rows, 2) if None in row or None in row.values()]
     if uneven:
         raise StudyError(f"The label table '{path.name}' has another number of cells than columns in row {uneven[0]}.")

@@ -119,6 +119,8 @@ def _join(scans: Sequence[Scan], rows: Sequence[LabelRow]) -> tuple[list[tuple[S
             exclusions.append(_exclude(scan.scan_id[:16], "conflicting_labels"))
         elif len({row.patient for row in own}) > 1:
             exclusions.append(_exclude(scan.scan_id[:16], "conflicting_patients"))
+        elif len({row.part for row in own}) > 1:
+            exclusions.append(_exclude(scan.scan_id[:16], "conflicting_parts"))
         else:
             matched.append((scan, own[0]))
     return matched, exclusions
@@ -168,7 +170,7 @@ def _classes(rows: Sequence[LabelRow], config: LabelsConfig) -> tuple[tuple[str,
         return config.classes or tuple(str(n) for n in range(width)), "multilabel"
     found = sorted({row.labels[0] for row in rows if row.labels[0]}, key=_numbers_first)
     classes = config.classes if config.classes is not None else tuple(found)
-    if all(label.isdigit() for label in found) and config.classes and not set(found) & set(config.classes):
+    if all(label.isdecimal() for label in found) and config.classes and not set(found) & set(config.classes):
         found = [config.classes[int(label)] for label in found if int(label) < len(config.classes)]
     if len(classes) < 2 or len(found) < 2:
         raise StudyError(
@@ -185,7 +187,7 @@ def _target(labels: tuple[str, ...], classes: tuple[str, ...], task: Task) -> tu
     label = labels[0]
     if not label:
         return "blank_label"
-    if label not in classes and label.isdigit() and int(label) < len(classes):
+    if label not in classes and label.isdecimal() and int(label) < len(classes):
         label = classes[int(label)]  # numbered classes (MedMNIST) that the config gives names
     if label not in classes:
         return "unknown_class"
@@ -195,9 +197,11 @@ def _target(labels: tuple[str, ...], classes: tuple[str, ...], task: Task) -> tu
 def _patients(pairs: Sequence[tuple[Scan, LabelRow]], config: StudiesConfig) -> tuple[list[str], list[str]]:
     known = [row.patient or scan.patient for scan, row in pairs]
     unknown = sum(patient is None for patient in known)
+    both = [(row.patient or scan.patient, scan.patient or row.patient) for scan, row in pairs]
+    same = connected((left, right) for left, right in both if left and right)
+    known = [same[patient] if patient else None for patient in known]
     if unknown == 0:
-        same = connected([(row.patient or scan.patient, scan.patient or row.patient) for scan, row in pairs])
-        return [str(same[patient]) for patient in known], []
+        return [str(patient) for patient in known], []
     if not config.image_is_patient:
         raise StudyError(
             f"{unknown} of {len(pairs)} images have no known patient (no patient column, none in the header), so "
@@ -249,6 +253,7 @@ _REASONS = {
     "unknown_class": "the label is not one of studies.labels.classes",
     "conflicting_labels": "several label rows name this image and contradict each other",
     "conflicting_patients": "several label rows name this image and different patients",
+    "conflicting_parts": "several label rows name this image and different parts of the predefined split",
 }
 
 
@@ -266,7 +271,7 @@ def _require(column: str, columns: Sequence[str], key: str) -> None:
 
 
 def _numbers_first(label: str) -> tuple[int, int, str]:
-    return (0, int(label), "") if label.isdigit() else (1, 0, label)
+    return (0, int(label), "") if label.isdecimal() else (1, 0, label)
 
 
 def _age(cell: str) -> float | None:

@@ -49,3 +49,24 @@ def test_a_cell_is_not_a_formula() -> None:
         "'\tx",
         "plain",
     ]
+
+
+def test_a_class_that_looks_like_a_formula_runs_nothing() -> None:
+    classes = ("no", "=HYPERLINK(1)")
+    (decision,) = decide(np.array([[0.1, 0.9]]), evaluation("binary", classes, 0.5))
+    _, rows = rows_of([("s" * 32, ["\n=1+1.png"])], np.array([[0.1, 0.9]]), (decision,), classes, [], True)
+    assert (rows[0]["decision"], rows[0]["file"]) == ("'=HYPERLINK(1)", "'\n=1+1.png")
+
+
+def test_nothing_to_predict_is_an_empty_table_with_its_exclusions() -> None:
+    for task, classes, thresholds in (("binary", ("no", "yes"), (0.5,)), ("multiclass", ("a", "b"), (0.5, 0.5))):
+        assert decide(np.zeros((0, 2)), evaluation(task, classes, *thresholds)) == ()  # type: ignore[arg-type]
+    excluded = [(Exclusion("f-1", "scans", "truncated", "cut off"), "x.dcm")]
+    _, rows = rows_of([], np.zeros((0, 2)), (), ("no", "yes"), excluded, False)
+    assert [(row["scan"], row["decision"]) for row in rows] == [("f-1", "excluded")]
+
+
+def test_a_table_is_for_its_owner_alone(tmp_path: Path) -> None:
+    write_table(tmp_path / "new" / "t.csv", ["a"], [{"a": 'x,"y"'}])
+    assert (tmp_path / "new" / "t.csv").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "new" / "t.csv").read_text() == 'a\n"x,""y"""\n'

@@ -143,3 +143,37 @@ def test_tables_that_cannot_be_read_say_why(tmp_path: Path, data: bytes, reason:
         read_table(tmp_path / "t.csv")
     with pytest.raises(StudyError, match=r"studies\.labels\.table"):
         read_table(tmp_path / "missing.csv")
+
+
+def test_two_names_of_one_patient_are_one_patient_also_beside_unknown_ones(tmp_path: Path) -> None:
+    scans = [scan("x", 1, patient="p-1"), scan("y", 2, patient="p-1"), scan("z", 3)]
+    cohort = joined(tmp_path, "path,label,patient\nx,no,A\ny,no,\nz,yes,\n", scans, image_is_patient=True)
+    patients = [s.patient for s in cohort.studies]
+    assert patients[0] == patients[1] != patients[2]
+    assert "for 1 of 3" in cohort.warnings[0]
+
+
+def test_two_parts_for_one_image_are_a_contradiction(tmp_path: Path) -> None:
+    table = "path,label,patient,split\na/x.png,no,1,train\na/x.png,no,1,test\nb/y.png,yes,2,train\nz,no,3,Dev\n"
+    cohort = joined(tmp_path, table, SCANS, split="split")
+    assert codes(cohort) == ["conflicting_parts"]
+    assert [s.part for s in cohort.studies] == ["train", "val"]
+
+
+def test_a_part_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="not train, val or test"):
+        joined(tmp_path, "path,label,patient,split\na/x.png,no,1,later\n", SCANS, split="split")
+
+
+def test_a_digit_that_is_no_number_is_a_class_like_any_other(tmp_path: Path) -> None:
+    cohort = joined(tmp_path, "path,label,patient\na/x.png,²,1\nb/y.png,10,2\nz,9,3\n", SCANS)
+    assert cohort.classes == ("9", "10", "²")
+
+
+def test_nothing_in_a_cohort_is_what_the_table_said_of_a_person_or_a_file(tmp_path: Path) -> None:
+    table = (
+        "path,label,patient,age,sex\na/x.png,no,Jane Doe,97,female\nb/y.png,yes,John Roe,?,m\nq.png,no,Q Public,4,x\n"
+    )
+    cohort = joined(tmp_path, table, SCANS, age="age", sex="sex")
+    assert not any(word in repr(cohort) for word in ("Jane", "Roe", "Public", "x.png", "y.png", "q.png"))
+    assert [(s.age_years, s.sex) for s in cohort.studies] == [(90.0, "F"), (None, "M")]

@@ -1,0 +1,135 @@
+"""Pixels keep their shape and depth on the way in, and chance is drawn apart from its use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medtl.config import TransformsConfig
+from medtl.dataset.transforms import Augmentation, augment, prepare, sample
+from medtl.records import Plan
+
+STILL = TransformsConfig(flip_horizontal=False, rotate_degrees=0, scale=0, shift=0, brightness=0, contrast=0)
+
+
+def generator() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def noise(dtype: Any = np.uint8, n: int = 6, channels: int = 1) -> np.ndarray[Any, Any]:
+    return generator().integers(0, np.iinfo(dtype).max, (n, 32, 32, channels), dtype=dtype, endpoint=True)
+
+
+@pytest.mark.parametrize(
+    "shape, box", [((64, 32), (32, 16)), ((10, 40), (8, 32)), ((5, 5), (32, 32)), ((1, 90), (1, 32))]
+)
+def test_the_longer_side_fits_and_the_aspect_is_kept(plan: Plan, shape: tuple[int, int], box: tuple[int, int]) -> None:
+    ready = prepare(np.full(shape, 200, np.uint8), plan)[..., 0]
+    rows, columns = np.flatnonzero(ready.any(1)), np.flatnonzero(ready.any(0))
+    assert ready.shape == (32, 32)
+    assert (len(rows), len(columns)) == box
+    assert abs(rows[0] - (31 - rows[-1])) <= 1 and abs(columns[0] - (31 - columns[-1])) <= 1
+    assert set(np.unique(ready)) <= {0, 200}
+
+
+def test_an_image_that_fits_is_left_alone(plan: Plan) -> None:
+    image = noise()[0, ..., 0]
+    assert np.array_equal(prepare(image, plan)[..., 0], image)
+
+
+def test_sixteen_bits_are_kept(plan: Plan) -> None:
+    image = np.arange(1024, dtype=np.uint16).reshape(32, 32) + 1000
+    deep = replace(plan, bits=16, intensity="fixed", low=1000.0, high=2023.0)
+    ready = prepare(image, deep)
+    assert ready.dtype == np.uint16 and len(np.unique(ready)) == 1024
+    assert (ready.min(), ready.max()) == (0, 65535)
+
+
+def test_values_outside_the_range_are_clipped_and_below_zero_is_no_trouble(plan: Plan) -> None:
+    image = np.full((32, 32), -1000, np.int16)
+    image[0, 0], image[0, 1] = 3000, 0
+    ready = prepare(image, replace(plan, bits=16, low=-100.0, high=100.0))[..., 0]
+    assert (ready[5, 5], ready[0, 0], ready[0, 1]) == (0, 65535, 32768)
+
+
+def test_an_image_on_its_own_scale_does_not_depend_on_gain_and_offset(plan: Plan) -> None:
+    own = replace(plan, bits=16, intensity="per_image", low=None, high=None)
+    image = generator().integers(0, 1000, (32, 32)).astype(np.int32)
+    difference = prepare(image, own).astype(int) - prepare(image * 7 - 500, own)
+    assert np.abs(difference).max() <= 1
+
+
+def test_a_flat_image_is_no_division_by_zero(plan: Plan) -> None:
+    own = replace(plan, bits=16, intensity="per_image", low=None, high=None)
+    assert not prepare(np.full((32, 32), 7, np.uint16), own).any()
+
+
+def test_grey_becomes_three_equal_channels_and_colour_becomes_its_luma(plan: Plan) -> None:
+    grey = noise()[0, ..., 0]
+    three = prepare(grey, replace(plan, channels=3))
+    assert np.array_equal(three, np.repeat(grey[..., None], 3, 2))
+    assert np.array_equal(prepare(three, plan)[..., 0], grey)
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[..., 0] = 255
+    assert int(prepare(red, plan).max()) == pytest.approx(0.299 * 255, abs=1)
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 3]), st.sampled_from(["u1", "u2", "i2", "f4"]))
+def test_whatever_comes_in_the_plan_comes_out(rows: int, columns: int, channels: int, dtype: str) -> None:
+    plan = Plan("binary", ("a", "b"), (32, 32), channels, 16, "per_image", None, None, (0.5, 99.5), {}, {})
+    ready = prepare(np.arange(rows * columns).reshape(rows, columns).astype(dtype), plan)
+    assert ready.shape == (32, 32, channels) and ready.dtype == np.uint16
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_identity_draw_leaves_the_image(dtype: Any, channels: int) -> None:
+    images = noise(dtype, channels=channels)
+    assert np.array_equal(augment(images, sample(generator(), 6, (32, 32), STILL)), images)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("key, axis", [("flip_horizontal", 2), ("flip_vertical", 1)])
+def test_a_flip_is_a_mirror_image_about_half_the_time(dtype: Any, key: str, axis: int) -> None:
+    images = noise(dtype, n=60)
+    turned = augment(images, sample(generator(), 60, (32, 32), STILL.model_copy(update={key: True})))
+    kept = (turned == images).all((1, 2, 3))
+    mirrored = (turned == np.flip(images, axis)).all((1, 2, 3))
+    assert (kept ^ mirrored).all() and 15 < mirrored.sum() < 45
+
+
+def test_the_same_draw_gives_the_same_picture_and_another_draw_another() -> None:
+    images = noise()
+    first, again = (augment(images, sample(generator(), 6, (32, 32), TransformsConfig())) for _ in range(2))
+    other = augment(images, sample(np.random.default_rng(4), 6, (32, 32), TransformsConfig()))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert first.shape == images.shape and first.dtype == images.dtype
+    assert not np.array_equal(first, images)
+
+
+def test_what_is_drawn_stays_within_the_config() -> None:
+    config = STILL.model_copy(update={"rotate_degrees": 15.0, "scale": 0.1, "brightness": 0.2, "contrast": 0.3})
+    drawn = sample(generator(), 500, (32, 32), config)
+    zoom = np.sqrt(np.abs(np.linalg.det(drawn.maps[:, :, :2])))
+    angle = np.degrees(np.arctan2(drawn.maps[:, 1, 0], drawn.maps[:, 0, 0]))
+    assert 0.9 <= zoom.min() < 0.92 and 1.08 < zoom.max() <= 1.1
+    assert 14 < np.abs(angle).max() <= 15
+    assert 0.7 <= drawn.gains.min() < drawn.gains.max() <= 1.3
+    assert -0.2 <= drawn.offsets.min() < drawn.offsets.max() <= 0.2
+    centre = np.array([15.5, 15.5, 1.0])
+    assert drawn.maps @ centre == pytest.approx(np.tile([15.5, 15.5], (500, 1)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_light_is_added_and_clipped_at_the_ends_of_the_type(dtype: Any) -> None:
+    images = noise(dtype, n=2)
+    top = np.iinfo(dtype).max
+    still = sample(generator(), 2, (32, 32), STILL)
+    lit = augment(images, Augmentation(still.maps, np.array([1.0, 2.0]), np.array([0.2, 0.0])))
+    assert np.abs(lit[0].astype(int) - np.minimum(images[0] + 0.2 * top, top)).max() <= 1
+    assert np.abs(lit[1].astype(int) - np.clip(2.0 * images[1] - 0.5 * top, 0, top)).max() <= 1

@@ -1,0 +1,72 @@
+"""The register gives out what was entered, and nothing that was refused by accident."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medtl.artifacts import Store, write_json
+from medtl.errors import MedtlError, StorageError, TamperedError
+from medtl.records import Artifact, Release
+from medtl.registry.io import Register
+
+
+def made(workspace: Path, number: int = 0) -> Artifact:
+    return Store(workspace).make("release", {"n": number}, lambda folder: write_json(folder / "x.json", number))
+
+
+def register(workspace: Path, *statuses: Any) -> Register:
+    found = Register(workspace)
+    for number, status in enumerate(statuses):
+        found.enter(Release(f"r-{number}", "study", status, ()), made(workspace, number))
+    return found
+
+
+@pytest.mark.parametrize("asked, given", [(None, "r-2"), ("r-0", "r-0"), ("r-1", "r-1"), ("r-2", "r-2")])
+def test_a_refused_release_is_given_only_by_its_name(tmp_path: Path, asked: str | None, given: str) -> None:
+    found = register(tmp_path, "validated", "refused", "candidate", "refused")
+    assert found.choose("study", asked, candidates=True).release.release_id == given
+
+
+@pytest.mark.parametrize("asked", ["r-1", "r-2", "r-9"])
+def test_without_leave_only_a_validated_release_is_given(tmp_path: Path, asked: str) -> None:
+    found = register(tmp_path, "validated", "refused", "candidate")
+    assert found.choose("study", None, candidates=False).release.release_id == "r-0"
+    with pytest.raises(MedtlError, match="no validated release"):
+        found.choose("study", asked, candidates=False)
+
+
+def test_a_release_that_passes_a_new_gate_keeps_its_place(tmp_path: Path) -> None:
+    found = register(tmp_path, "refused", "validated")
+    assert found.enter(Release("r-0", "study", "validated", ()), made(tmp_path, 0))
+    assert [(e.release.release_id, e.release.status) for e in found.entries()] == [
+        ("r-0", "validated"),
+        ("r-1", "validated"),
+    ]
+
+
+def test_an_empty_workspace_has_no_release(tmp_path: Path) -> None:
+    with pytest.raises(MedtlError, match="found: none"):
+        Register(tmp_path).choose("study", None, candidates=True)
+
+
+def test_another_artifact_in_its_place_is_refused_though_its_own_manifest_fits(tmp_path: Path) -> None:
+    found = register(tmp_path, "validated")
+    entry = found.entries()[0]
+    other = made(tmp_path, 7)
+    assert found.open(entry) == made(tmp_path, 0).path
+    shutil.rmtree(tmp_path / entry.artifact)
+    shutil.copytree(other.path, tmp_path / entry.artifact)
+    with pytest.raises(TamperedError, match="not what was entered"):
+        found.open(entry)
+
+
+def test_a_release_whose_files_are_gone_says_so(tmp_path: Path) -> None:
+    found = register(tmp_path, "validated")
+    entry = found.entries()[0]
+    shutil.rmtree(tmp_path / entry.artifact)
+    with pytest.raises(StorageError, match="are gone"):
+        found.open(entry)
