@@ -13,7 +13,7 @@ from medtl.artifacts import file_digest
 from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
-from medtl.records import AnyArray, Artifact, FloatArray
+from medtl.records import AnyArray, Artifact, Exclusion, FloatArray
 from pipelines.results import excluded
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str, Any]:
     """Prepare new scans by a release's plan, predict, decide at its operating point, write the table."""
     from medtl.dataset.io import read_plan
+    from medtl.dataset.plan import misfit
     from medtl.dataset.transforms import prepare
     from medtl.delivery import table
     from medtl.delivery.io import write_table
@@ -36,7 +37,9 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     entry = register.choose(config.name, request.release, request.allow_candidate)
     folder = register.open(entry)
     plan, evaluation = read_plan(folder), read_evaluation(folder)
-    found, pixels = read_scans(scans.path), PixelStore(scans.path)
+    pixels = PixelStore(scans.path)
+    known = {scan: misfit(scan, plan) for scan in read_scans(scans.path)}
+    found = [scan for scan, why in known.items() if why is None]
     size = config.model.batch_size
 
     def batches() -> Iterator[tuple[AnyArray, FloatArray]]:
@@ -51,27 +54,38 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     decisions = table.decide(probabilities, evaluation)
 
     files = survey(config.scans.source, config.scans)
-    names, keys = names_of(files, found), load_pseudonymiser(config.scans.key_file)
+    names, keys = names_of(files, list(known)), load_pseudonymiser(config.scans.key_file)
     by_item = {keys.file(file.relative): file.relative for file in files}
     left_out = [e for e in excluded(scans) if e.code != "duplicate_file"]  # a duplicate has a row of its own already
+    unfit = [
+        (Exclusion(scan.scan_id[:16], "dataset", "depth_differs", why), name)
+        for scan, why in known.items()
+        if why is not None
+        for name in names[scan.scan_id]
+    ]
     columns, rows = table.rows_of(
         [(scan.scan_id, names[scan.scan_id]) for scan in found],
         probabilities,
         decisions,
         plan.classes,
-        [(exclusion, by_item.get(exclusion.item, "")) for exclusion in left_out],
+        [(exclusion, by_item.get(exclusion.item, "")) for exclusion in left_out] + unfit,
         request.names,
     )
     release = entry.release.release_id
     out = request.out or Path(f"predictions-{release}.csv")
     write_table(out, columns, rows)
-    details = {"scans": scans.digest, "table": file_digest(out), "count": len(found), "excluded": len(left_out)}
+    details = {
+        "scans": scans.digest,
+        "table": file_digest(out),
+        "count": len(found),
+        "excluded": len(left_out) + len(unfit),
+    }
     AuditLog(config.workspace).append("release.applied", release, details=details)
     return {
         "release": release,
         "status": entry.release.status,
         "table": str(out),
         "scans": len(found),
-        "excluded": dict(Counter(e.code for e in excluded(scans))),
+        "excluded": dict(Counter(e.code for e in (*excluded(scans), *(e for e, _ in unfit)))),
         "decisions": dict(Counter(decisions)),
     }

@@ -162,7 +162,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, BaseModel):
         return "see below"
     if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
-        return ", ".join(str(item.name) for item in value)  # type: ignore[attr-defined]
+        return ", ".join(str(getattr(item, "name", item)) for item in value)
     return json.dumps(value, default=str)
 
 

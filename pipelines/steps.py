@@ -26,6 +26,7 @@ from medtl.artifacts import (
 )
 from medtl.audit import AuditLog
 from medtl.config import Config, ModelConfig, PhaseConfig
+from medtl.errors import PlanError
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import (
     Artifact,
@@ -154,6 +155,7 @@ def make_plan(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
 def pack_images(config: Config, scans: Artifact, cohort: Artifact, plan: Artifact) -> Artifact:
     """Scans -> one array at the plan's size, a row per study in the cohort's order."""
     from medtl.dataset import io
+    from medtl.dataset.plan import misfit
     from medtl.scans.io import PixelStore
     from medtl.studies.io import read_cohort
 
@@ -163,7 +165,14 @@ def pack_images(config: Config, scans: Artifact, cohort: Artifact, plan: Artifac
         known = read_cohort(cohort.path)
         by_study = _scans_by_study(scans, known)
         ordered = [by_study[study.study_id] for study in known.studies]
-        io.write_pack(folder, ordered, PixelStore(scans.path), io.read_plan(plan.path))
+        how = io.read_plan(plan.path)
+        wrong = sum(misfit(scan, how) is not None for scan in ordered)
+        if wrong:
+            raise PlanError(
+                f"{wrong} of {len(ordered)} scans have another bit depth than the training images the fixed range was "
+                "measured on. Normalise each image by itself: --set dataset.plan.intensity=per_image"
+            )
+        io.write_pack(folder, ordered, PixelStore(scans.path), how)
 
     return _make(config, "pack", inputs, build)
 

@@ -62,6 +62,18 @@ def make_plan(
     )
 
 
+def misfit(scan: Scan, plan: Plan) -> str | None:
+    """Say why a scan's values do not mean what the plan takes them for, or None.
+
+    A fixed range was measured on images of one depth; on another depth it would clip an image to black or white, and
+    the network would decide on nothing.
+    """
+    eight = scan.dtype.endswith("u1")
+    if plan.intensity == "fixed" and eight != (plan.bits == 8):
+        return f"the scan has {scan.bits} bits and the plan's fixed range was measured on images of another depth"
+    return None
+
+
 def _measure(scans: Sequence[Scan], read: Callable[[Scan], AnyArray], config: PlanConfig) -> dict[str, Any]:
     lows, highs, sides = [], [], []
     for number, scan in enumerate(scans, 1):

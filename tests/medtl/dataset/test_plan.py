@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from medtl.config import PlanConfig
 from medtl.dataset.io import read_plan, write_plan
-from medtl.dataset.plan import make_plan
+from medtl.dataset.plan import make_plan, misfit
 from medtl.errors import PlanError
 from medtl.records import Plan, Scan
 
@@ -105,3 +106,13 @@ def test_every_decision_has_a_reason_and_all_of_it_comes_back_from_disk(tmp_path
     assert set(found.reasons) == {"size", "channels", "bits", "intensity"}
     write_plan(tmp_path, found)
     assert read_plan(tmp_path) == found
+
+
+def test_a_scan_of_another_depth_does_not_fit_a_fixed_range() -> None:
+    plan = Plan("binary", ("a", "b"), (32, 32), 1, 8, "fixed", 0.0, 255.0, (0.5, 99.5), {}, {})
+    eight = Scan("1", "image", (4, 4), "|u1", 0, "x", (), 8)
+    deep = Scan("2", "image", (4, 4), "<u2", 0, "y", (), 12)
+    assert misfit(eight, plan) is None
+    assert "12 bits" in str(misfit(deep, plan))
+    assert misfit(deep, replace(plan, intensity="per_image")) is None
+    assert misfit(eight, replace(plan, bits=16, low=-1000.0)) is not None

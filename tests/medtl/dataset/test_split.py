@@ -39,7 +39,7 @@ def sides(found: Split) -> dict[str, str]:
 def cohorts(draw: st.DrawFn) -> Cohort:
     """Give patients with one to four images each, some images the same as another's."""
     people = draw(st.lists(st.integers(1, 4), min_size=30, max_size=60))
-    studies = []
+    studies: list[Study] = []
     for person, images in enumerate(people):
         label = person % 3 == 0
         studies += [study(len(studies) + i, label, patient=f"p-{person}") for i in range(images)]
@@ -141,7 +141,7 @@ def test_half_a_predefined_split_is_refused() -> None:
 
 @pytest.mark.parametrize("people", [1, 2])
 def test_too_few_patients_are_refused(people: int) -> None:
-    with pytest.raises(SplitError, match="too few|part is empty"):
+    with pytest.raises(SplitError, match="too few"):
         split_cohort(cohort(*(study(n, n % 2, patient=f"p-{n % people}") for n in range(20))), CONFIG, 0)
 
 

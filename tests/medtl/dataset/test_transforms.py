@@ -42,6 +42,12 @@ def test_an_image_that_fits_is_left_alone(plan: Plan) -> None:
     assert np.array_equal(prepare(image, plan)[..., 0], image)
 
 
+def test_shrinking_averages_all_pixels(plan: Plan) -> None:
+    image = np.zeros((256, 256), np.uint8)
+    image[::8, ::8] = 64  # one pixel in each block of 64, at a place that nearest and linear sampling miss
+    assert (prepare(np.roll(image, (1, 1), (0, 1)), plan) == 1).all()
+
+
 def test_sixteen_bits_are_kept(plan: Plan) -> None:
     image = np.arange(1024, dtype=np.uint16).reshape(32, 32) + 1000
     deep = replace(plan, bits=16, intensity="fixed", low=1000.0, high=2023.0)
@@ -110,6 +116,12 @@ def test_the_same_draw_gives_the_same_picture_and_another_draw_another() -> None
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert first.shape == images.shape and first.dtype == images.dtype
     assert not np.array_equal(first, images)
+
+
+def test_edges_are_mirrored_outwards_and_no_black_corner_tells_the_angle() -> None:
+    config = STILL.model_copy(update={"rotate_degrees": 45.0, "scale": 0.3, "shift": 0.2})
+    images = np.full((20, 32, 32, 1), 200, np.uint8)
+    assert (augment(images, sample(generator(), 20, (32, 32), config)) == 200).all()
 
 
 def test_what_is_drawn_stays_within_the_config() -> None:

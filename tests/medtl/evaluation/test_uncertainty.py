@@ -32,7 +32,7 @@ def test_nobody_to_draw_from_is_refused() -> None:
         patient_weights([], 10, 0)
 
 
-def _width(patients: list[str], truth: np.ndarray, score: np.ndarray) -> float:  # type: ignore[type-arg]
+def _width(patients: list[str], truth: np.ndarray, score: np.ndarray) -> float:
     draws = auroc(truth, score, patient_weights(patients, 500, 0))
     interval = score_of("auroc", "x", 0.8, draws, 0.95, patients, 20)
     assert interval.low is not None and interval.high is not None
