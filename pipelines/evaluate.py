@@ -1,7 +1,5 @@
 """Checkpoint -> evaluation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from prefect import flow

@@ -1,7 +1,5 @@
 """New scans -> a table of probabilities and decisions, by a release's own plan and operating point."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A source task -> weights in the vault, for a target that has none to start from."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from prefect import flow

@@ -1,6 +1,8 @@
-"""The whole way: a folder of scans in, a validated model and its report out."""
+"""The whole way: a folder of scans in, a validated model and its report out.
 
-from __future__ import annotations
+Flow modules do not postpone annotations: Prefect checks a scheduled run's parameters against them in a process of its
+own, where it cannot resolve their names, and the run would fail without a word.
+"""
 
 import time
 from typing import Any

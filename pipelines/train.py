@@ -1,7 +1,5 @@
 """Scans -> checkpoint."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from prefect import flow
