@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA   ?= ../shared
+# Of lines and branches; what runs in a process of its own is not counted.
+COVERAGE ?= 74
 PREFECT_OFF := PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
 .PHONY: help env demo test test-data lint format bench docs lock clean
@@ -26,7 +28,7 @@ demo: $(READY)   ## write a small hospital, train on it, name the report
 	@$(BIN)/medtl demo
 
 test: $(READY)   ## every test that needs nothing but this folder
-	@$(PREFECT_OFF) $(BIN)/python -m pytest -m "not data" --cov --cov-report=term:skip-covered $(ARGS)
+	@$(PREFECT_OFF) $(BIN)/python -m pytest -m "not data" --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS)
 
 test-data: $(READY) ## the tests on real scans (DATA=folder that holds data/ and weights/)
 	@MEDTL_TEST_DATA=$(abspath $(DATA)) $(PREFECT_OFF) $(BIN)/python -m pytest -m data $(ARGS)
