@@ -21,7 +21,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,14 +34,26 @@ from medtl.records import Artifact
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 MANIFEST = "manifest.json"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 FORMAT = 1
-_CHUNK = 1 << 20
 
 
 def canonical(value: Any) -> bytes:
-    """Write a JSON value in its one canonical form: sorted keys, no spaces, UTF-8."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str, allow_nan=False)
-    return text.encode()
+    """Write a JSON value (paths are text) in its one canonical form: sorted keys, no spaces, UTF-8.
+
+    What is read back from the form has the same form: keys are text before they are sorted. A lone surrogate (a file
+    name that is not UTF-8) is written as its JSON escape.
+
+    Raises:
+        TypeError: a value that is not JSON; its text could differ from run to run.
+        ValueError: NaN or an infinity.
+    """
+    plain = json.loads(json.dumps(value, default=_path_as_text, allow_nan=False))
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def digest_of(value: Any) -> str:
@@ -60,8 +73,14 @@ def code_digest(*rooms: str) -> str:
 
     Args:
         rooms: package names below ``medtl``, for instance ``"scans"``.
+
+    Raises:
+        ValueError: there is no such package.
     """
     root = Path(__file__).parent
+    missing = [room for room in rooms if not (root / room).is_dir()]
+    if missing:
+        raise ValueError(f"medtl has no {', '.join(missing)}")
     kinds = {".py", ".jinja", ".css"}
     inside = [f for room in sorted(rooms) for f in sorted((root / room).rglob("*")) if f.suffix in kinds]
     files = sorted(root.glob("*.py")) + inside
@@ -113,17 +132,17 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write into one sentence that says what to try.
 
     Raises:
-        StorageError: full disk, file-size limit, no permission, read-only file system.
+        StorageError: full disk, file-size limit, no permission, read-only file system, impossible name.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in _FULL:
             raise StorageError(
                 f"The disk is full, or a file-size limit was reached, while writing below '{_folder(path)}'. Nothing "
                 "that was finished is lost: free some space (or raise the limit), then run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _REFUSED:
             raise StorageError(
                 f"'{_folder(path)}' cannot be written ({error.strerror}). Choose another workspace: "
                 "--set workspace=FOLDER"
@@ -159,9 +178,15 @@ class Store:
         """
         fingerprint = digest_of([FORMAT, kind, inputs])
         folder = self._folder(kind, fingerprint)
-        if not (folder / MANIFEST).is_file():
+        if not folder.exists():  # a folder without a manifest is no unfinished one: those have temporary names
             return None
-        return Artifact(kind, fingerprint, verify(folder), folder, reused=True)
+        digest = verify(folder)
+        if _manifest(folder)["fingerprint"] != fingerprint:
+            raise TamperedError(
+                f"'{folder}' holds another result than its name says ({MANIFEST}). Find out who moved it; if nothing "
+                "is wrong, delete the folder and it will be made again."
+            )
+        return Artifact(kind, fingerprint, digest, folder, reused=True)
 
     def make(self, kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) -> Artifact:
         """Find a result, or build it once, whoever else is asking.
@@ -235,18 +260,17 @@ def verify(folder: Path) -> str:
 
     Raises:
         TamperedError: a file is missing, added or altered, or the manifest is.
+        StorageError: a file cannot be read.
     """
+    manifest = _manifest(folder)
+    files, digest = manifest["files"], str(manifest["digest"])
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        files: dict[str, str] = manifest["files"]
-        digest = str(manifest["digest"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TamperedError(
-            f"'{folder}' has no readable manifest. Delete the folder; it will be made again."
-        ) from error
-    present = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()} - {MANIFEST}
-    wrong = present ^ set(files) or {name for name, sha in files.items() if file_digest(folder / name) != sha}
-    if wrong or digest != digest_of([manifest["kind"], files]):
+        present = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()} - {MANIFEST}
+        wrong = present ^ set(files) or {name for name, sha in files.items() if file_digest(folder / name) != sha}
+    except OSError as error:
+        raise StorageError(f"'{folder}' cannot be read ({error.strerror}). Try again as its owner.") from error
+    made_from = digest_of([manifest.get("format", FORMAT), manifest["kind"], manifest["inputs"]])
+    if wrong or digest != digest_of([manifest["kind"], files]) or made_from != manifest["fingerprint"]:
         named = ", ".join(sorted(wrong)) or MANIFEST
         raise TamperedError(
             f"'{folder}' was altered after it was written ({named}). Find out why; if nothing is wrong, delete the "
@@ -256,15 +280,45 @@ def verify(folder: Path) -> str:
 
 
 def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
-    """Write an array as ``.npy`` without pickling."""
+    """Write an array as ``.npy`` without pickling.
+
+    Raises:
+        OSError: with the system's reason, which numpy drops when it is given the file itself.
+    """
     with path.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
+        np.save(_Sink(stream.write), array, allow_pickle=False)
 
 
 def load_array(path: Path, mapped: bool = False) -> np.ndarray[Any, Any]:
     """Read an ``.npy`` array; never unpickle. ``mapped`` keeps it on disk, read-only."""
     array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
     return array
+
+
+@dataclass(frozen=True, slots=True)
+class _Sink:
+    write: Callable[[bytes], int]
+
+
+def _path_as_text(value: object) -> str:
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} has no canonical form")
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest.keys() >= {"kind", "fingerprint", "inputs", "files", "digest"} and hasattr(
+            manifest["files"], "items"
+        ):
+            return dict(manifest)
+        raise ValueError
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise TamperedError(
+            f"'{folder}' has no readable {MANIFEST}. Find out why; if nothing is wrong, delete the folder and it will "
+            "be made again."
+        ) from error
 
 
 def _seal(folder: Path, kind: str, fingerprint: str, inputs: Mapping[str, Any]) -> str:
@@ -274,9 +328,18 @@ def _seal(folder: Path, kind: str, fingerprint: str, inputs: Mapping[str, Any]) 
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
             files[path.relative_to(folder).as_posix()] = file_digest(path)
+        else:
+            _sync_folder(path)
     digest = digest_of([kind, files])
-    manifest = {"kind": kind, "fingerprint": fingerprint, "inputs": inputs, "files": files, "digest": digest}
-    write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True, default=str) + "\n").encode())
+    manifest = {
+        "format": FORMAT,
+        "kind": kind,
+        "fingerprint": fingerprint,
+        "inputs": json.loads(canonical(inputs)),
+        "files": files,
+        "digest": digest,
+    }
+    write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     _sync_folder(folder)
     return digest
 

@@ -1,15 +1,17 @@
 """An append-only log of what happened, each line chained to the one before by its hash.
 
 One JSON object a line: sequence, UTC time, actor, action, subject, outcome, details, ``previous`` and ``hash``
-(sha256 over the canonical line without ``hash``). Changing, dropping or swapping a line breaks the chain at a line
-that :func:`verify` names. Cutting lines off the end leaves a valid, shorter chain: keep the head hash that
-``medtl audit verify`` prints somewhere else and pass it back to find that out.
+(sha256 over the canonical line without ``hash``). Changing, dropping or swapping a line, even one byte of its
+spelling, breaks the chain at a line that :func:`verify` names. An event is written whole or not at all, full disk or
+not. Cutting lines off the end leaves a valid, shorter chain: keep the head hash that ``medtl audit verify`` prints
+somewhere else and pass it back to find that out.
 """
 
 from __future__ import annotations
 
 import fcntl
 import getpass
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medtl.artifacts import digest_of, storage_errors
+from medtl.artifacts import canonical, digest_of, storage_errors
 from medtl.errors import StorageError, TamperedError
 
 GENESIS = "0" * 64
@@ -52,7 +54,7 @@ class AuditLog:
         """
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as stream:
+            with self.path.open("a+b", buffering=0) as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)
                 sequence, previous = self._last(stream)
                 event: dict[str, Any] = {
@@ -62,13 +64,11 @@ class AuditLog:
                     "action": action,
                     "subject": subject,
                     "outcome": outcome,
-                    "details": dict(details or {}),
+                    "details": json.loads(canonical(details or {})),
                     "previous": previous,
                 }
                 event["hash"] = digest_of(event)
-                stream.write(json.dumps(event, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+                _write_whole(stream, _line(event) + b"\n")
                 return str(event["hash"])
 
     def events(self) -> list[dict[str, Any]]:
@@ -76,16 +76,19 @@ class AuditLog:
 
         Raises:
             TamperedError: see :meth:`verify`.
+            StorageError: the log cannot be read.
         """
-        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        lines = self._lines()
         events: list[dict[str, Any]] = []
         previous = GENESIS
         for number, line in enumerate(lines, 1):
             try:
                 event = json.loads(line)
+                same = _line(event) + b"\n" == line  # nothing said twice, nothing respelled, nothing cut off
                 claimed = event.pop("hash")
-                good = event["previous"] == previous and event["sequence"] == number and digest_of(event) == claimed
-            except (ValueError, KeyError, TypeError, AttributeError):
+                chained = event["previous"] == previous and event["sequence"] == number
+                good = same and chained and digest_of(event) == claimed
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 good, event, claimed = False, {}, ""
             if not good:
                 raise TamperedError(
@@ -103,11 +106,21 @@ class AuditLog:
             TamperedError: a line was changed, dropped, swapped or added by hand (it is named), or ``head`` is gone.
         """
         events = self.events()
-        if head is not None and all(event["hash"] != head for event in events):
+        if head not in (None, GENESIS) and all(event["hash"] != head for event in events):
             raise TamperedError(f"{self.path}: the event with hash {head} is gone: the log was cut off or replaced.")
         return Chain(len(events), events[-1]["hash"] if events else GENESIS)
 
-    def _last(self, stream: Any) -> tuple[int, str]:
+    def _lines(self) -> list[bytes]:
+        try:
+            with self.path.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH)  # not in the middle of somebody's line
+                return stream.readlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be read ({error.strerror}). Try again as its owner.") from error
+
+    def _last(self, stream: io.FileIO) -> tuple[int, str]:
         end = stream.seek(0, os.SEEK_END)
         if end == 0:
             return 0, GENESIS
@@ -122,6 +135,23 @@ class AuditLog:
             raise StorageError(
                 f"{self.path}: the last line is broken; run `medtl audit verify` and keep a copy."
             ) from error
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    return json.dumps(event, sort_keys=True, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def _write_whole(stream: io.FileIO, line: bytes) -> None:
+    end = stream.seek(0, os.SEEK_END)
+    rest, written = line, False
+    try:
+        while rest:
+            rest = rest[stream.write(rest) :]
+        os.fsync(stream.fileno())
+        written = True
+    finally:
+        if not written:  # half a line would end the log for good
+            stream.truncate(end)
 
 
 def _actor() -> str:

@@ -7,7 +7,8 @@ the whole. Unknown keys are errors that name the nearest known one; there is no 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from medtl.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_DEPTH = 50
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
@@ -24,7 +26,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 class Section(BaseModel):
     """A frozen part of the configuration; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ScansConfig(Section):
@@ -40,6 +42,12 @@ class ScansConfig(Section):
         None, description="secret key of the pseudonyms; default: medtl/pseudonym.key in the user's config folder"
     )
     workers: int = Field(2, ge=1, le=64, description="threads that read and decode")
+
+    @model_validator(mode="after")
+    def _window_has_a_width(self) -> Self:
+        if isinstance(self.window, tuple) and self.window[1] <= 0:
+            raise ValueError("window is [centre, width], and the width is more than 0")
+        return self
 
 
 class LabelsConfig(Section):
@@ -91,6 +99,12 @@ class PlanConfig(Section):
     channels: Literal[1, 3] | None = None
     intensity: Literal["auto", "fixed", "per_image"] = "auto"
     percentiles: tuple[float, float] = (0.5, 99.5)
+
+    @model_validator(mode="after")
+    def _percentiles_span(self) -> Self:
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("percentiles are two numbers between 0 and 100, the lower one first")
+        return self
 
 
 class TransformsConfig(Section):
@@ -246,19 +260,18 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         overrides: ``a.b=c`` each; the value is YAML (``1e-3``, ``[1, 2]``, ``null``).
 
     Raises:
-        ConfigError: unreadable file, unknown key (the nearest known one is named), or a value out of its bounds.
+        ConfigError: unreadable file, unknown key (the nearest known one is named), a key given twice, or a value out
+            of its bounds.
     """
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; a run is one short YAML file.")
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ConfigError(f"{path}: YAML aliases (*name) are not read; write the value where it is used.")
-        raw = yaml.safe_load(text)
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({_reason(error)}). Give the path of a YAML file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    raw = _read_yaml(text, where=str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a mapping of keys is wanted; see configs/demo.yaml.")
     for override in overrides:
@@ -278,15 +291,41 @@ def parse_config(raw: Mapping[str, Any], where: str = "config") -> Config:
         raise ConfigError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from error
 
 
+def _read_yaml(text: str, where: str) -> Any:
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError(f"{where}: YAML aliases (*name) are not read; write the value where it is used.")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_CONFIG_DEPTH:
+                raise ConfigError(f"{where}: nested more than {MAX_CONFIG_DEPTH} deep; no key lies that deep.")
+        for key in _keys_given_twice(yaml.compose(text, Loader=yaml.SafeLoader)):
+            raise ConfigError(f"{where}: '{key}' is given twice; YAML would keep the last one only. Join them.")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {_one_line(error)}") from error
+    except ValueError as error:  # a value that looks like a date or a number and is none
+        raise ConfigError(f"{where}: a value cannot be read ({_one_line(error)}). Put it in quotes.") from error
+
+
+def _keys_given_twice(node: yaml.Node | None) -> Iterator[str]:
+    if isinstance(node, yaml.MappingNode):
+        keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        yield from (name for (_, name), times in keys.items() if times > 1)
+        for _, value in node.value:
+            yield from _keys_given_twice(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _keys_given_twice(value)
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
         raise ConfigError(f"--set {override}: write it as a.b=c, for instance --set model.backbone=resnet50")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {_one_line(error)}") from error
+    value = _read_yaml(text, where=f"--set {override}")
     node = raw
     for step in path[:-1]:
         child = node.setdefault(step, {})

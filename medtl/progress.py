@@ -1,7 +1,8 @@
 """How long work says how far it is, without knowing who listens.
 
 A stage calls :func:`advance`; whoever started it (the CLI on a terminal, a test, nobody) installs a listener with
-:func:`listening`. The listener lives in a context variable, so it follows work into tasks and threads.
+:func:`listening`. The listener lives in a context variable, so it follows work into asyncio's and Prefect's tasks. A
+bare thread starts without it: a stage that uses a pool advances from the thread that started the pool.
 """
 
 from __future__ import annotations
