@@ -101,6 +101,8 @@ def _measure(
     kinds = min(len(set(people[truth == kind])) for kind in (0, 1))
     if metric in ("brier", "calibration_error"):
         kinds = len(set(patients))  # these need no healthy or diseased patients
+    elif kinds == 0 and metric in ("average_precision", "ppv", "npv", "f1"):
+        value = np.nan  # they mix both kinds: with one alone they say nothing, not 0 and not 1
     return score_of(metric, label, value, draws, config.uncertainty.level, patients, kinds), value, draws
 
 
