@@ -164,8 +164,9 @@ class Store:
         self.workspace = workspace.absolute()
         self.root = self.workspace / "artifacts"
         with storage_errors(self.workspace):
-            self.root.mkdir(parents=True, exist_ok=True)
-            self.workspace.chmod(0o700)
+            # private where it is made here; a folder that somebody else made keeps its mode
+            self.workspace.mkdir(parents=True, mode=0o700, exist_ok=True)
+            self.root.mkdir(mode=0o700, exist_ok=True)
             probe = self.root / f".probe.{os.getpid()}"
             probe.write_bytes(b"medtl")
             probe.unlink()

@@ -46,7 +46,7 @@ def prepare_prefect(workspace: Path) -> None:
         os.environ.setdefault(name, value)
     home = workspace.absolute() / "prefect"
     with storage_errors(workspace):
-        workspace.mkdir(parents=True, exist_ok=True)
+        workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
         home.mkdir(mode=0o700, exist_ok=True)
     os.environ.setdefault("PREFECT_HOME", str(home))
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
