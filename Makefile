@@ -50,9 +50,9 @@ docs: $(READY)   ## write docs/config.md from the config's sections
 
 lock: $(READY)   ## renew both locks from pyproject.toml
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --generate-hashes \
+	@$(BIN)/uv pip compile pyproject.toml --upgrade --extra pacs --extra masks --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock
-	@$(BIN)/uv pip compile pyproject.toml --upgrade --extra test --extra lint --extra build -c requirements.lock \
+	@$(BIN)/uv pip compile pyproject.toml --upgrade --extra pacs --extra masks --extra test --extra peers --extra lint --extra build -c requirements.lock \
 	  --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
 	  -o requirements-dev.lock
 
