@@ -7,6 +7,7 @@ against a pattern, names and identifiers leave it as pseudonyms only. Source of 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medtl.config import ScansConfig
@@ -107,3 +108,75 @@ def _text(header: Dataset, keyword: str) -> str | None:
 
 def _shown(header: Dataset, keyword: str) -> str:
     return _TEXT.sub("", _text(header, keyword) or "")
+
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Where one frame lies and what its values mean; ``None`` is unknown. Source: DICOM PS3.3 C.7.6.2, C.7.6.16.2.
+
+    Positions are of the centre of the first pixel, in the patient's system (LPS, mm); ``orientation`` is the row
+    direction followed by the column direction; ``spacing_mm`` is (between rows, between columns).
+    """
+
+    position_mm: Vector | None = None
+    orientation: tuple[float, float, float, float, float, float] | None = None
+    spacing_mm: tuple[float, float] | None = None
+    thickness_mm: float | None = None
+    between_mm: float | None = None  # SpacingBetweenSlices
+    slope: float | None = None
+    intercept: float | None = None
+    rescale_type: str | None = None
+    splits: tuple[
+        tuple[str, str], ...
+    ] = ()  # what parts one series honestly: (keyword, value), e.g. ("EchoTime", "30")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the rest of intake needs of one DICOM file. Raw identifiers stay in memory; nothing here is written down.
+
+    ``planes`` has one entry per frame. ``pixel_offset`` is the place of the value of PixelData in the file (for
+    encapsulated data: of the first byte after the element's length), ``pixel_length`` its declared length
+    (``None`` where it is undefined, that is encapsulated).
+    """
+
+    file_size: int
+    transfer_syntax: str
+    sop_class: str | None
+    sop_instance: str | None
+    series: str | None
+    study: str | None
+    patient: str | None
+    issuer: str | None
+    frame_of_reference: str | None
+    modality: str | None
+    image_type: tuple[str, ...]
+    instance_number: int | None
+    rows: int
+    columns: int
+    frames: int
+    samples: int
+    planar: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    photometric: str
+    planes: tuple[Plane, ...]
+    pixel_offset: int | None
+    pixel_length: int | None
+    pixel_keyword: str | None = "PixelData"  # or FloatPixelData, DoubleFloatPixelData; None: no pixels
+    gantry_tilt_degrees: float | None = None
+    burned_in: str | None = None  # BurnedInAnnotation
+    manufacturer: str | None = None
+    model: str | None = None
+    sex: str | None = None
+    age: str | None = None
+    executable: str | None = None  # "PE" or "ELF" where the preamble is a program's
+    mosaic: bool = False  # Siemens: many slices tiled into one frame
+    window: tuple[float, float] | None = None  # first centre and width
+    has_lut: bool = False  # a modality LUT sequence instead of slope and intercept
+    plain: bool = True  # False: it took pydicom to understand it
