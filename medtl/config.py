@@ -42,6 +42,9 @@ class ScansConfig(Section):
         None, description="secret key of the pseudonyms; default: medtl/pseudonym.key in the user's config folder"
     )
     workers: int = Field(2, ge=1, le=64, description="threads that read and decode")
+    stable_seconds: float = Field(2.0, ge=0, le=3600, description="age at which a file counts as written to its end")
+    max_archive_files: int = Field(200_000, ge=1, description="files in one zip archive")
+    max_archive_ratio: float = Field(200.0, ge=1, description="how many times its size an archive may grow")
 
     @model_validator(mode="after")
     def _window_has_a_width(self) -> Self:

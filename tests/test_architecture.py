@@ -19,8 +19,9 @@ MEDTL = ROOT / "medtl"
 ROOMS = sorted(p.name for p in MEDTL.iterdir() if (p / "__init__.py").exists())
 FOUNDATION = sorted(p.stem for p in MEDTL.glob("*.py"))
 ALLOWED_BELOW = set(sys.stdlib_module_names) | {"numpy", "pydantic", "yaml", "medtl"}
-# Beside io.py: the phantom writes the files that everything else is tried on; page.py reads its own template.
-DOORS = {"io.py", "phantom.py", "page.py"}
+# Beside io.py: sources.py lists and reads what comes in; the phantom writes the files that everything else is tried on;
+# page.py reads its own template.
+DOORS = {"io.py", "sources.py", "phantom.py", "page.py"}
 OPENERS = {
     "open", "read_bytes", "write_bytes", "read_text", "write_text", "dcmread", "imread", "imwrite", "memmap", "fdopen",
 }  # fmt: skip
