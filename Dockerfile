@@ -3,7 +3,7 @@
 #   docker run --rm -v "$PWD/work:/workspace" -v /scans:/scans:ro medtl run /opt/medtl/configs/demo.yaml --set scans.source=/scans
 FROM python:3.11-slim-bookworm AS builder
 WORKDIR /build
-COPY requirements.lock requirements-dev.lock ./
+COPY requirements.lock requirements-build.lock ./
 RUN python -m venv /opt/venv && \
     /opt/venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
@@ -11,7 +11,7 @@ COPY medtl medtl
 COPY pipelines pipelines
 COPY configs configs
 RUN python -m venv /opt/build && \
-    /opt/build/bin/python -m pip install --no-cache-dir hatchling && \
+    /opt/build/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r requirements-build.lock && \
     /opt/build/bin/python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /build/dist . && \
     /opt/venv/bin/python -m pip install --no-cache-dir --no-deps /build/dist/medtl-*.whl
 

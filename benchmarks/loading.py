@@ -27,13 +27,16 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from medtl.artifacts import Store
 from medtl.config import ScansConfig, TransformsConfig
 from medtl.dataset.io import read_pack, write_pack
 from medtl.dataset.loading import EvaluationBatches, TrainingBatches
 from medtl.model.fit import to_images
 from medtl.pseudonyms import Pseudonymiser
 from medtl.records import Plan
-from medtl.scans.io import PixelStore, ingest, read_scans, survey
+from medtl.scans.intake import ingest, read_scans
+from medtl.scans.segments import PixelStore
+from medtl.scans.sources import survey
 
 BATCH, SIZE = 32, 224
 TURNS = TransformsConfig(rotate_degrees=15, flip_horizontal=True, scale=0, shift=0, brightness=0, contrast=0)
@@ -53,10 +56,11 @@ def write_images(folder: Path, count: int) -> list[str]:
 
 def ours(folder: Path, work: Path) -> tuple[Callable[[], Iterable[Any]], Callable[[], Iterable[Any]]]:
     """Ingest and pack once; give the two epochs, plain and augmented."""
-    ingest(survey(folder, ScansConfig()), ScansConfig(), Pseudonymiser(b"benchmark-key-16"), work)
+    config, store = ScansConfig(stable_seconds=0), Store(work / "workspace")
+    ingest(survey(folder, config), config, Pseudonymiser(b"benchmark-key-16"), work, store)
     scans = read_scans(work)
     plan = Plan("binary", ("a", "b"), (SIZE, SIZE), 1, 8, "fixed", 0.0, 255.0, (0.5, 99.5), {}, {})
-    write_pack(work, scans, PixelStore(work), plan)
+    write_pack(work, scans, PixelStore(store.root / "pixels"), plan)
     images, targets, rows = read_pack(work), np.zeros((len(scans), 2)), list(range(len(scans)))
     plain = EvaluationBatches(images, targets, rows, BATCH)
     turned = TrainingBatches(images, targets, rows, BATCH, TURNS, 0)

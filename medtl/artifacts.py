@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -38,6 +39,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
+_HALF_BUILT = re.compile(r"\.[0-9a-f]{16}\..+")
+_DAY_S = 86_400.0
 FORMAT = 1
 
 
@@ -129,7 +132,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write into one sentence that says what to try.
+    """Turn the operating system's refusals into one sentence that says what to try.
+
+    Args:
+        path: what is written; a refusal to read something elsewhere is told apart, without its name: it may be a scan.
 
     Raises:
         StorageError: full disk, file-size limit, no permission, read-only file system, impossible name.
@@ -141,6 +147,11 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"The disk is full, or a file-size limit was reached, while writing below '{_folder(path)}'. Nothing "
                 "that was finished is lost: free some space (or raise the limit), then run the same command again."
+            ) from error
+        if _refused_to_read(error, path):
+            raise StorageError(
+                f"Something that is read cannot be ({error.strerror}). Let this user read the scans, the label table, "
+                "the weights and the workspace, then run the same command again."
             ) from error
         if error.errno in _REFUSED:
             raise StorageError(
@@ -210,7 +221,9 @@ class Store:
                 return found
             with storage_errors(folder):
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                _sweep(folder.parent, fingerprint)
+                for rubbish in folder.parent.glob(f".{fingerprint[:16]}.*"):  # ours: this process holds its lock
+                    shutil.rmtree(rubbish, ignore_errors=True)
+                self._sweep()
                 temporary = Path(tempfile.mkdtemp(prefix=f".{fingerprint[:16]}.", dir=folder.parent))
             try:
                 with storage_errors(folder):
@@ -251,6 +264,16 @@ class Store:
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def _sweep(self) -> None:
+        """Remove half-built results of any fingerprint that are a day old and whose builder is gone."""
+        for rubbish in self.root.glob("*/.*.*"):
+            lock = self.workspace / "locks" / f"{rubbish.parent.name}-{rubbish.name[1:17]}"
+            if not _HALF_BUILT.fullmatch(rubbish.name) or not _is_old(rubbish):
+                continue
+            with lock.open("w") as handle, contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a builder holds it as long as it lives
+                shutil.rmtree(rubbish, ignore_errors=True)
 
     def _folder(self, kind: str, fingerprint: str) -> Path:
         return self.root / kind / fingerprint[:32]
@@ -353,9 +376,22 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _sweep(parent: Path, fingerprint: str) -> None:
-    for rubbish in parent.glob(f".{fingerprint[:16]}.*"):
-        shutil.rmtree(rubbish, ignore_errors=True)
+def _refused_to_read(error: OSError, path: Path) -> bool:
+    """Tell a thing elsewhere that may not be read from one that may not be written."""
+    if error.errno not in {errno.EACCES, errno.EPERM} or not isinstance(error.filename, (str, bytes)):
+        return False
+    named, written = Path(os.fsdecode(error.filename)).absolute(), path.absolute()
+    if written.parent in named.parents or named in (written.parent, *written.parents):
+        return False
+    wanted, mode = (named, os.R_OK) if os.access(named, os.F_OK) else (named.parent, os.X_OK)
+    return not os.access(wanted, mode)
+
+
+def _is_old(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime > _DAY_S
+    except FileNotFoundError:  # its builder has just finished
+        return False
 
 
 def _folder(path: Path) -> Path:

@@ -29,6 +29,141 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+Action = Literal["reject", "quarantine", "repair", "accept"]
+
+
+class ChecksConfig(Section):
+    """What becomes of a scan that a check finds something in (medtl/scans/checks.py)."""
+
+    policy: Mapping[str, Action] = Field(
+        default_factory=dict,
+        description="code: reject, quarantine, repair or accept; `medtl show codes CONFIG` lists codes and defaults",
+    )
+
+
+Uid = Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
+AeTitle = Annotated[str, Field(pattern=r"^[!-\[\]-~][ -\[\]-~]{0,15}$")]  # printable ASCII without the backslash
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class QueryConfig(Section):
+    """Which series of an archive are fetched; at least one key, so that nobody fetches a whole archive by accident."""
+
+    study_date: str | None = Field(
+        None, pattern=r"^(\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8})$", description="YYYYMMDD, or a range: 20260101-20260131"
+    )
+    last_days: int | None = Field(None, ge=0, le=36_500, description="studies of today and this many days before")
+    modality: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")], ...] = Field((), description="[CT, MR]")
+    study_uid: tuple[Uid, ...] = Field((), max_length=1000)
+    series_uid: tuple[Uid, ...] = Field((), max_length=1000, description="only together with study_uid")
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if not any((self.study_date, self.last_days is not None, self.modality, self.study_uid)):
+            raise ValueError(
+                "name study_date, last_days, modality or study_uid: an empty query means the whole archive"
+            )
+        if self.study_date and self.last_days is not None:
+            raise ValueError("study_date and last_days say the same thing twice: keep one")
+        if self.series_uid and not self.study_uid:
+            raise ValueError("series_uid wants study_uid beside it: archives are asked from the study down")
+        return self
+
+
+class ListenConfig(Section):
+    """The port where others send scans with C-STORE (medtl/scans/pacs.py)."""
+
+    address: str = Field("127.0.0.1", min_length=1, description="network address to open; 0.0.0.0 is every one")
+    port: int = Field(11112, ge=0, le=65535, description="0: any free one")
+    ae_title: AeTitle = Field("MEDTL", description="what senders call this program")
+    callers: tuple[AeTitle, ...] = Field((), description="AE titles that may send; empty: nobody")
+    max_associations: int = Field(8, ge=1, le=64, description="senders at one time")
+    max_object_mb: float = Field(2048.0, gt=0, description="a larger object is refused while it is received")
+    min_free_mb: float = Field(1024.0, ge=0, description="objects are refused while the disk has less free space")
+    max_pdu: int = Field(131_072, ge=4096, le=4_194_304, description="bytes in one network message")
+    timeout_s: float = Field(30.0, gt=0, le=3600, description="a sender that is silent for longer is cut off")
+    cert_file: Path | None = Field(None, description="TLS certificate of this program; with key_file")
+    key_file: Path | None = Field(None, description="TLS key of this program (PEM)")
+    ca_file: Path | None = Field(None, description="senders must show a certificate that this authority signed")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        if self.ca_file is not None and self.cert_file is None:
+            raise ValueError("ca_file asks senders for certificates: give cert_file and key_file too")
+        return self
+
+
+class PacsConfig(Section):
+    """An archive that scans are fetched from, and the port where others send them (medtl/scans/pacs.py)."""
+
+    kind: Literal["cget", "cmove", "dicomweb"] | None = Field(
+        None, description="how scans are fetched; null: they are only received (listen)"
+    )
+    host: str | None = Field(None, min_length=1, description="of the archive, for cget and cmove")
+    port: int = Field(104, ge=1, le=65535, description="of the archive, for cget and cmove")
+    called_ae: AeTitle | None = Field(None, description="AE title of the archive, for cget and cmove")
+    calling_ae: AeTitle = Field("MEDTL", description="AE title that the archive knows this program by")
+    url: str | None = Field(
+        None, pattern=r"^https?://[^@\s?#]+$", description="root of the archive's DICOMweb, for dicomweb"
+    )
+    query: QueryConfig | None = Field(None, description="which series are fetched")
+    listen: ListenConfig | None = Field(None, description="where cmove and other senders deliver")
+    workers: int = Field(2, ge=1, le=16, description="dicomweb: objects fetched at one time")
+    retries: int = Field(3, ge=0, le=20, description="further attempts, each after a longer pause")
+    timeout_s: float = Field(60.0, gt=0, le=3600, description="the archive may be silent this long")
+    max_object_mb: float = Field(2048.0, gt=0, description="a larger object is refused while it is received")
+    min_free_mb: float = Field(1024.0, ge=0, description="nothing is fetched while the disk has less free space")
+    tls: bool = Field(False, description="cget and cmove over TLS; dicomweb: https in url")
+    ca_file: Path | None = Field(
+        None, description="authority that signed the archive's certificate; default: the system's"
+    )
+    cert_file: Path | None = Field(None, description="certificate shown to the archive; with key_file")
+    key_file: Path | None = None
+    username_env: EnvName | None = Field(None, description="dicomweb: environment variable that holds the user's name")
+    password_env: EnvName | None = Field(None, description="dicomweb: environment variable that holds the password")
+    token_env: EnvName | None = Field(None, description="dicomweb: environment variable that holds a bearer token")
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self) -> Self:
+        if self.kind in ("cget", "cmove") and not (self.host and self.called_ae):
+            raise ValueError(f"{self.kind} needs host and called_ae")
+        if self.kind == "dicomweb" and self.url is None:
+            raise ValueError("dicomweb needs url")
+        if self.kind == "cmove" and not (self.listen and self.listen.callers):
+            raise ValueError("cmove needs listen, with the archive's AE title in listen.callers")
+        if self.kind is not None and self.query is None:
+            raise ValueError(f"{self.kind} needs query: which series to fetch")
+        if self.kind is None and self.listen is None:
+            raise ValueError("name a kind to fetch scans, or listen to receive them")
+        return self
+
+    @model_validator(mode="after")
+    def _secrets_stay_secret(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        if (self.username_env is None) != (self.password_env is None):
+            raise ValueError("username_env and password_env go together")
+        if self.token_env and self.username_env:
+            raise ValueError("give a token or a user's name and password, not both")
+        return self
+
+
+class DeidentifyConfig(Section):
+    """What `medtl deidentify` keeps, by the options of DICOM PS3.15 Annex E (medtl/scans/deidentify.py)."""
+
+    dates: Literal["shift", "retain", "remove"] = Field("shift", description="shift: whole days, one shift per patient")
+    retain_uids: bool = Field(False, description="keep identifiers of study, series and object")
+    retain_patient_characteristics: bool = Field(False, description="keep sex, size, weight and age (90 and above: 90)")
+    retain_device: bool = Field(False, description="keep what names the device")
+    retain_institution: bool = Field(False, description="keep what names the institution")
+    retain_safe_private: bool = Field(False, description="keep private numbers that the standard calls safe")
+    descriptor_words: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.+/-]{1,64}$")], ...] = Field(
+        (), description="words that may stay in descriptions; all others are removed"
+    )
+
+
 class ScansConfig(Section):
     """Where files come from and how pixels are read (medtl/scans)."""
 
@@ -42,9 +177,16 @@ class ScansConfig(Section):
         None, description="secret key of the pseudonyms; default: medtl/pseudonym.key in the user's config folder"
     )
     workers: int = Field(2, ge=1, le=64, description="threads that read and decode")
+    pacs: PacsConfig | None = Field(None, description="scans over the network, beside or instead of source")
+    read: Literal["auto", "images", "volumes"] = Field(
+        "auto", description="auto: series with geometry and several slices become volumes, all others images"
+    )
     stable_seconds: float = Field(2.0, ge=0, le=3600, description="age at which a file counts as written to its end")
     max_archive_files: int = Field(200_000, ge=1, description="files in one zip archive")
     max_archive_ratio: float = Field(200.0, ge=1, description="how many times its size an archive may grow")
+    max_volume_mb: float = Field(8192.0, gt=0, description="a larger volume is refused from its headers")
+    checks: ChecksConfig = ChecksConfig()
+    deidentify: DeidentifyConfig = DeidentifyConfig()
 
     @model_validator(mode="after")
     def _window_has_a_width(self) -> Self:
@@ -277,19 +419,23 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     raw = _read_yaml(text, where=str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a mapping of keys is wanted; see configs/demo.yaml.")
-    for override in overrides:
-        _apply(raw, override)
-    return parse_config(raw, where=str(path))
+    return parse_config(raw, str(path), overrides)
 
 
-def parse_config(raw: Mapping[str, Any], where: str = "config") -> Config:
+def parse_config(raw: Mapping[str, Any], where: str = "config", overrides: Iterable[str] = ()) -> Config:
     """Check a mapping and freeze it.
+
+    Args:
+        overrides: as of :func:`load_config`.
 
     Raises:
         ConfigError: see :func:`load_config`.
     """
+    changed = dict(raw)
+    for override in overrides:
+        _apply(changed, override)
     try:
-        return Config.model_validate(raw)
+        return Config.model_validate(changed)
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from error
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from medtl.errors import SplitError, StudyError
+from medtl.errors import ModelError, SplitError, StudyError
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
@@ -43,25 +43,29 @@ class Artifact:
 class Exclusion:
     """One item left out, and why."""
 
-    item: str  # pseudonym of the file or study
+    item: str  # pseudonym of the file, series or study
     stage: str
     code: str
     reason: str
+    files: int = 1  # how many files of the source it stands for
+    action: str = "quarantine"  # or reject: what the policy said
+    content: str | None = None  # digest of its files' bytes: what a person readmits
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One decoded image whose pixels lie in the pixel store.
+    """One decoded image or volume whose pixels lie in the pixel store, under their digest.
 
-    Shape is ``(rows, columns)`` or ``(rows, columns, 3)``; values keep their depth. ``offset`` counts bytes.
+    Shape is ``(rows, columns)`` or ``(rows, columns, 3)``, values keep their depth; of a volume ``(slices, rows,
+    columns)``, and a value means ``slope * stored + intercept``. ``affine`` (volumes only) is 4 x 4 and maps voxel
+    (column, row, slice) to RAS+ mm.
     """
 
     scan_id: str  # digest of the bytes it came from (and its index in them)
     source: str  # dicom, nifti, image, npz
     shape: tuple[int, ...]
     dtype: str
-    offset: int
-    pixel_digest: str
+    pixel_digest: str  # of the stored values, their type and shape
     keys: tuple[str, ...]  # keyed digests of every name a label table may call it by
     bits: int  # significant bits of one value
     patient: str | None = None
@@ -72,11 +76,22 @@ class Scan:
     age_years: float | None = None
     label: tuple[int, ...] | None = None  # only where the source itself carries labels (.npz)
     part: str | None = None  # only where the source itself is split (.npz)
+    affine: tuple[tuple[float, float, float, float], ...] | None = None
+    slope: float = 1.0
+    intercept: float = 0.0
+    series: str | None = None
+    files: int = 1  # of the source that it was built from
+    findings: tuple[str, ...] = ()  # codes that the policy accepted or repaired
+
+    @property
+    def is_volume(self) -> bool:
+        """Tell a volume from an image."""
+        return self.affine is not None
 
     @property
     def channels(self) -> int:
         """1 for grey, 3 for colour."""
-        return self.shape[2] if len(self.shape) == 3 else 1
+        return self.shape[2] if len(self.shape) == 3 and not self.is_volume else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +152,8 @@ class Split:
     def __post_init__(self) -> None:
         sides: dict[str, Part] = {}
         for part in PARTS:
+            if len(set(self.part(part))) < len(self.part(part)):
+                raise SplitError(f"The '{part}' part holds a study twice. Give each study one line and one part.")
             for study_id in self.part(part):
                 side = sides.setdefault(self.groups[study_id], part)
                 if side != part:
@@ -198,7 +215,9 @@ class Phase:
 
     def __post_init__(self) -> None:
         if self.frozen_digest_before != self.frozen_digest_after:
-            raise ValueError(f"phase '{self.name}' changed a frozen layer")
+            raise ModelError(
+                f"Phase '{self.name}' changed a frozen layer. Report this: nothing in a configuration may do so."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,13 +31,15 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     from medtl.model import fit, io
     from medtl.model.predict import predict
     from medtl.registry.io import Register
-    from medtl.scans.io import PixelStore, names_of, read_scans, survey
+    from medtl.scans.intake import names_of, read_scans
+    from medtl.scans.segments import PixelStore
+    from pipelines.steps import pixel_folder, source_files
 
     register = Register(config.workspace)
     entry = register.choose(config.name, request.release, request.allow_candidate)
     folder = register.open(entry)
     plan, evaluation = read_plan(folder), read_evaluation(folder)
-    pixels = PixelStore(scans.path)
+    pixels = PixelStore(pixel_folder(config))
     known = {scan: misfit(scan, plan) for scan in read_scans(scans.path)}
     found = [scan for scan, why in known.items() if why is None]
     size = config.model.batch_size
@@ -53,8 +55,8 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
         probabilities = predict(io.read_network(folder), batches(), plan.task, fit.device_of(config.model))
     decisions = table.decide(probabilities, evaluation)
 
-    files = survey(config.scans.source, config.scans)
-    names, keys = names_of(files, list(known)), load_pseudonymiser(config.scans.key_file)
+    files = source_files(config)
+    names, keys = names_of(files, scans.path), load_pseudonymiser(config.scans.key_file)
     by_item = {keys.file(file.relative): file.relative for file in files}
     left_out = [e for e in excluded(scans) if e.code != "duplicate_file"]  # a duplicate has a row of its own already
     unfit = [

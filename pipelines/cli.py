@@ -12,16 +12,18 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from medtl import __version__
-from medtl.config import Config, load_config
+from medtl.config import Config
 from medtl.errors import ConfigError, GateRefused, MedtlError
+from pipelines import scan_verbs
+from pipelines.terminal import ConfigFile, Json, Sets, Workspace, load, number, progress, show_table, table
 
 log = logging.getLogger("medtl")
 
@@ -43,10 +45,9 @@ app = App(name="medtl", help=_HELP, version=__version__, help_format="plaintext"
 _RUNS = Group("Runs", sort_key=1)
 _LOOK = Group("Looking at things", sort_key=2)
 _KEEP = Group("Keeping things", sort_key=3)
-
-ConfigFile = Annotated[Path, Parameter(help="YAML file of the run, for instance configs/demo.yaml")]
-Sets = Annotated[list[str] | None, Parameter(name="--set", help="override: a.b=c (again for more)", negative="")]
-Json = Annotated[bool, Parameter(name="--json", help="last line of stdout: one JSON object", negative="")]
+for verb in (scan_verbs.convert, scan_verbs.deidentify, scan_verbs.listen):
+    app.command(verb, group=scan_verbs.SCANS)
+app.command(scan_verbs.quarantine)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,7 +93,7 @@ def run(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
     What is done already is not done again; after a crash the same command goes on where it was. Exit code 3 if the gate
     refuses the model (the report says why).
     """
-    settings = _load(config, set_)
+    settings = load(config, set_)
     summary = _finished(settings)
     if summary is None:
         summary = _flow(settings, "run")
@@ -103,35 +104,38 @@ def run(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
 def ingest(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
     """Read every scan once; count what was taken and what was left out, and why."""
     started = time.perf_counter()
-    summary = _flow(_load(config, set_), "ingest")
+    from pipelines import results
+
+    settings = load(config, set_)
+    summary = results.finished_ingest(settings) or _flow(settings, "ingest")
     summary["seconds"] = round(time.perf_counter() - started, 2)
     lines = [("files", summary["files"]), ("scans", summary["scans"])]
     lines += [(f"excluded: {code}", count) for code, count in summary["excluded"].items()]
-    _show(summary, json_, "Ingest", ("what", "count"), lines)
+    show_table(summary, json_, "Ingest", ("what", "count"), lines)
 
 
 @app.command(group=_RUNS)
 def train(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
     """Train the model in phases; the test part stays sealed."""
-    summary = _flow(_load(config, set_), "train")
+    summary = _flow(load(config, set_), "train")
     rows = [
-        (p["name"], p["best_epoch"], _number(p["val_auroc"]), _number(p["val_loss"]), p["kept"])
+        (p["name"], p["best_epoch"], number(p["val_auroc"]), number(p["val_loss"]), p["kept"])
         for p in summary["phases"]
     ]
-    _show(summary, json_, "Training (validation)", ("phase", "best epoch", "AUROC", "loss", "kept"), rows)
+    show_table(summary, json_, "Training (validation)", ("phase", "best epoch", "AUROC", "loss", "kept"), rows)
 
 
 @app.command(group=_RUNS)
 def evaluate(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
     """Measure the model on the test part (trains it first if that is not done); the opening is logged."""
-    summary = _flow(_load(config, set_), "evaluate")
-    _show(summary, json_, "Test part, 95 % intervals over patients", _METRIC_COLUMNS, _metric_rows(summary))
+    summary = _flow(load(config, set_), "evaluate")
+    show_table(summary, json_, "Test part, 95 % intervals over patients", _METRIC_COLUMNS, _metric_rows(summary))
 
 
 @app.command(group=_RUNS)
 def report(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
     """Write the report (running whatever it still lacks) and name it."""
-    settings = _load(config, set_)
+    settings = load(config, set_)
     summary = _finished(settings) or _flow(settings, "run")
     if json_:
         print(json.dumps({"report": summary["report"], "release": summary["release"], "status": summary["status"]}))
@@ -160,12 +164,12 @@ def predict(
     """
     from pipelines.predict import Request
 
-    settings = _load(config, set_)
+    settings = load(config, set_)
     request = Request(scans, out, release, allow_candidate, not pseudonymous)
     summary = _flow(settings, "predict", request)
     rows = [("scans", summary["scans"]), ("excluded", sum(summary["excluded"].values()))]
     rows += [(f"decision: {name}", count) for name, count in summary["decisions"].items()]
-    _show(summary, json_, f"Predictions of {summary['release']}", ("what", "count"), rows)
+    show_table(summary, json_, f"Predictions of {summary['release']}", ("what", "count"), rows)
     if not json_:
         print(summary["table"])
 
@@ -189,7 +193,7 @@ def serve(
     if (every is None) == (cron is None):
         raise ConfigError("Give either --every 24h or --cron '0 3 * * *'.")
     interval = interval_of(every) if every else None
-    settings = _load(config, set_)
+    settings = load(config, set_)
     settings = settings.model_copy(update={"workspace": settings.workspace.absolute()})
     prepare_prefect(settings.workspace)
     with server(settings.workspace) as url:
@@ -217,7 +221,7 @@ def demo(
     _show_run(summary, json_)
 
 
-Topic = Literal["config", "excluded", "split", "plan", "phases", "metrics", "releases"]
+Topic = Literal["codes", "config", "excluded", "split", "plan", "phases", "metrics", "releases"]
 
 
 @app.command(group=_LOOK)
@@ -235,8 +239,8 @@ def show(
     """
     from pipelines import look
 
-    title, columns, rows = look.at(what, _load(config, set_))
-    _show([dict(zip(columns, row, strict=True)) for row in rows], json_, title, columns, rows)
+    title, columns, rows = look.at(what, load(config, set_))
+    show_table([dict(zip(columns, row, strict=True)) for row in rows], json_, title, columns, rows)
 
 
 @app.command(group=_LOOK)
@@ -256,7 +260,7 @@ def backbones(*, json_: Json = False) -> None:
         for name, row in BACKBONES.items()
     ]
     columns = ("backbone", "library", "stages (then head)", "least size", "ImageNet weights", "citation")
-    _show([dict(zip(columns, row, strict=True)) for row in rows], json_, "Backbones", columns, rows)
+    show_table([dict(zip(columns, row, strict=True)) for row in rows], json_, "Backbones", columns, rows)
 
 
 weights = App(name="weights", help="Keep weights in the vault: list, add, fetch.", group=_KEEP)
@@ -273,7 +277,7 @@ def weights_list(*, vault: VaultFolder = Path("workspace/weights"), json_: Json 
 
     entries = [asdict(entry) for entry in Vault(vault).entries()]
     columns = ("name", "backbone", "sha256", "source", "licence")
-    _show(entries, json_, f"Weights in {vault}", columns, [tuple(e[c] or "-" for c in columns) for e in entries])
+    show_table(entries, json_, f"Weights in {vault}", columns, [tuple(e[c] or "-" for c in columns) for e in entries])
 
 
 @weights.command(name="add")
@@ -302,9 +306,6 @@ def weights_fetch(backbone: str, *, vault: VaultFolder = Path("workspace/weights
     print(f"vault:{Vault(vault).fetch(backbone).name}")
 
 
-Workspace = Annotated[Path, Parameter(help="workspace of the runs")]
-
-
 @app.command(group=_KEEP)
 def registry(*, workspace: Workspace = Path("workspace"), json_: Json = False) -> None:
     """List the releases and what they are called now."""
@@ -313,7 +314,7 @@ def registry(*, workspace: Workspace = Path("workspace"), json_: Json = False) -
     entries = Register(workspace).entries()
     rows = [(e.release.release_id, e.release.name, e.release.status, e.artifact) for e in entries]
     columns = ("release", "name", "status", "artifact")
-    _show([dict(zip(columns, row, strict=True)) for row in rows], json_, f"Releases in {workspace}", columns, rows)
+    show_table([dict(zip(columns, row, strict=True)) for row in rows], json_, f"Releases in {workspace}", columns, rows)
 
 
 @app.command(group=_KEEP)
@@ -332,7 +333,7 @@ def audit(
         raise MedtlError(f"There is no audit log in '{workspace}'. Name the run's workspace: --workspace FOLDER")
     chain = trail.verify(head)
     if action == "verify":
-        _show(
+        show_table(
             {"events": chain.events, "head": chain.head},
             json_,
             "The chain is whole",
@@ -342,11 +343,7 @@ def audit(
         return
     events = trail.events()
     rows = [(e["sequence"], e["time"], e["actor"], e["action"], e["subject"][:16], e["outcome"]) for e in events]
-    _show(events, json_, "Audit log", ("no", "time", "actor", "action", "subject", "outcome"), rows)
-
-
-def _load(path: Path, overrides: Sequence[str] | None) -> Config:
-    return load_config(path, overrides or [])
+    show_table(events, json_, "Audit log", ("no", "time", "actor", "action", "subject", "outcome"), rows)
 
 
 def _finished(settings: Config) -> dict[str, Any] | None:
@@ -354,6 +351,8 @@ def _finished(settings: Config) -> dict[str, Any] | None:
     from pipelines import results
 
     started = time.perf_counter()
+    if results.fetches(settings):  # what the archive has is seen in the flow
+        return None
     Store(settings.workspace)  # says at once if the workspace cannot be written
     _log_to_file(settings.workspace)
     done = results.finished_run(settings)
@@ -377,37 +376,16 @@ def _flow(settings: Config, name: str, *more: Any) -> dict[str, Any]:
     _log_to_file(settings.workspace)
     prepare_prefect(settings.workspace)
     flow: Callable[..., Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
-    with _progress() as listener, listening(listener) if listener else nullcontext(), unwrapped():
+    with progress() as listener, listening(listener) if listener else nullcontext(), unwrapped():
         result: dict[str, Any] = asyncio.run(flow(settings, *more))
     return result
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Draw progress bars, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        known: dict[str, Any] = {}
-
-        def listener(step: str, done: int, total: int) -> None:
-            if step not in known:
-                known[step] = bars.add_task(step, total=total)
-            bars.update(known[step], completed=done, total=total)
-
-        yield listener
 
 
 _METRIC_COLUMNS = ("metric", "value", "low", "high")
 
 
 def _metric_rows(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
-    return [(n, _number(m["value"]), _number(m["low"]), _number(m["high"])) for n, m in summary["metrics"].items()]
+    return [(n, number(m["value"]), number(m["low"]), number(m["high"])) for n, m in summary["metrics"].items()]
 
 
 def _show_run(summary: dict[str, Any], as_json: bool) -> None:
@@ -417,41 +395,17 @@ def _show_run(summary: dict[str, Any], as_json: bool) -> None:
         split = ", ".join(f"{part} {count}" for part, count in summary["split"].items())
         rows = _metric_rows(summary)
         if "difference" in summary:
-            rows.append(("auroc from scratch", *(_number(v) for v in summary["scratch"]["auroc"].values())))
-            rows.append(("auroc, transfer - scratch", *(_number(v) for v in summary["difference"]["auroc"].values())))
-        _table(f"{summary['name']}: test part, 95 % intervals over patients ({split})", _METRIC_COLUMNS, rows)
+            rows.append(("auroc from scratch", *(number(v) for v in summary["scratch"]["auroc"].values())))
+            rows.append(("auroc, transfer - scratch", *(number(v) for v in summary["difference"]["auroc"].values())))
+        table(f"{summary['name']}: test part, 95 % intervals over patients ({split})", _METRIC_COLUMNS, rows)
         how = "nothing recomputed" if summary["reused"] else "computed"
         print(f"release {summary['release']}: {summary['status']} ({how}, {summary['seconds']:.1f} s)")
         print(f"report  {summary['report']}")
     if summary["status"] == "refused":
         failed = "; ".join(
-            f"{one['condition']}, observed {_number(one['observed'])}" for one in summary["gate"] if not one["passed"]
+            f"{one['condition']}, observed {number(one['observed'])}" for one in summary["gate"] if not one["passed"]
         )
         raise GateRefused(f"The gate refused release {summary['release']}: {failed}. The report shows why.")
-
-
-def _show(value: Any, as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    if as_json:
-        print(json.dumps(value))
-    else:
-        _table(title, columns, rows)
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(title), title_justify="left")
-    for column in columns:
-        table.add_column(escape(column), overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    Console().print(table)
-
-
-def _number(value: float | None) -> str:
-    return "not estimable" if value is None else f"{value:.3f}"
 
 
 def _log_to_stderr() -> None:

@@ -11,5 +11,7 @@ from pipelines import results, tasks
 @flow(name="ingest")
 async def ingest(config: Config) -> dict[str, Any]:
     """Read every file of the source once; count what became a scan and what did not."""
+    if results.fetches(config):
+        await tasks.fetch_scans(config)
     scans = await tasks.ingest_scans(config)
     return results.summarise_ingest(scans)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from medtl.config import Config
 from medtl.errors import MedtlError
 from medtl.pseudonyms import load_pseudonymiser
-from medtl.records import PARTS
+from medtl.records import PARTS, Exclusion
 from pipelines import results, steps
 
 Table = tuple[str, Sequence[str], list[tuple[Any, ...]]]
@@ -25,6 +25,7 @@ def at(what: str, config: Config) -> Table:
     """
     topics = {
         "config": _config,
+        "codes": codes,
         "excluded": _excluded,
         "split": _split,
         "plan": _plan,
@@ -50,8 +51,6 @@ def _config(config: Config) -> Table:
 
 
 def _excluded(config: Config) -> Table:
-    from medtl.scans.io import survey
-
     scans = steps.ingest_scans(config)
     try:
         cohort = steps.build_cohort(config, scans)
@@ -60,9 +59,87 @@ def _excluded(config: Config) -> Table:
     except MedtlError:
         found = results.excluded(scans)
     names = load_pseudonymiser(config.scans.key_file)
-    files = {names.file(f.relative): f.relative for f in survey(config.scans.source, config.scans)}
+    files = {names.file(f.relative): f.relative for f in steps.source_files(config)}
     rows = [(e.stage, e.code, e.item, files.get(e.item, "-"), e.reason) for e in found]
     return "Left out (file names are shown here only)", ("stage", "code", "item", "file", "reason"), rows
+
+
+def refused(config: Config) -> Table:
+    """Give what ingest left out, item by item, with the names of the files."""
+    exclusions, named = _refused(config)
+    rows = [
+        (e.item, e.code, e.action, e.files, _few(named.get(e.content or "", named.get(e.item, []))), e.reason)
+        for e in exclusions
+    ]
+    return "Refused (file names are shown here only)", ("item", "code", "action", "files", "where", "reason"), rows
+
+
+def refused_item(config: Config, item: str) -> Table:
+    """Give all that is known of one refused item."""
+    from medtl.scans.checks import CODES
+    from medtl.scans.quarantine import find
+
+    exclusions, named = _refused(config)
+    one = find(exclusions, item)
+    row = CODES.get(one.code)
+    facts = [("item", one.item), ("code", one.code), ("action", one.action), ("reason", one.reason)]
+    if row is not None:
+        facts += [("meaning", row.meaning), ("what to try", row.what_to_try), ("a policy may", ", ".join(row.allowed))]
+    facts += [("content", one.content or "-"), ("files", str(one.files))]
+    facts += [(f"file {n}", name) for n, name in enumerate(named.get(one.content or "", named.get(one.item, [])), 1)]
+    return f"Refused: {one.item}", ("what", "value"), facts
+
+
+def readmit(config: Config, item: str, why: str) -> str:
+    """Take a refused item back; give a sentence that says so."""
+    from medtl.audit import AuditLog
+    from medtl.scans.intake import read_origins
+    from medtl.scans.io import write_readmissions
+    from medtl.scans.quarantine import find, readmissions
+    from medtl.scans.quarantine import readmit as with_word
+
+    scans = steps.ingest_scans(config)
+    one = find(results.excluded(scans), item)
+    members = tuple(read_origins(scans.path).get(one.content or "", ()))
+    words = with_word(readmissions(config.workspace), one, members, why)
+    write_readmissions(config.workspace, words)
+    details = {"item": one.item, "code": one.code, "files": one.files, "why": why.strip()}
+    AuditLog(config.workspace).append("scan.readmitted", one.content or one.item, details=details)
+    return (
+        f"{one.item} ({one.code}, {one.files} files) is taken with the next ingest; the audit log says by whom and why."
+    )
+
+
+def codes(config: Config) -> Table:
+    """Give every reason code, and what this config's policy makes of it."""
+    from medtl.scans.checks import CODES, action_of, check_policy
+
+    policy = config.scans.checks.policy
+    check_policy(policy)
+    rows = [
+        (code, action_of(code, policy), " ".join(row.allowed), row.meaning, row.what_to_try)
+        for code, row in CODES.items()
+    ]
+    return "Reason codes of intake", ("code", "action", "allowed", "meaning", "what to try"), rows
+
+
+def _refused(config: Config) -> tuple[tuple[Exclusion, ...], dict[str, list[str]]]:
+    """Give what ingest refused, and the file names behind each item and content."""
+    from medtl.scans.intake import read_origins
+
+    scans = steps.ingest_scans(config)
+    names, files = load_pseudonymiser(config.scans.key_file), steps.source_files(config)
+    named: dict[str, list[str]] = {names.file(file.relative): [file.relative] for file in files}
+    by_sha: dict[str, list[str]] = {}
+    for file in files:
+        by_sha.setdefault(file.sha256 or "", []).append(file.relative)
+    for content, members in read_origins(scans.path).items():
+        named[content] = [name for sha in members for name in by_sha.get(sha, [])]
+    return results.excluded(scans), named
+
+
+def _few(files: Sequence[str]) -> str:
+    return ", ".join(files[:2]) + (f" and {len(files) - 2} more" if len(files) > 2 else "")
 
 
 def _split(config: Config) -> Table:

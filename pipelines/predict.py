@@ -24,6 +24,7 @@ class Request:
 @flow(name="predict")
 async def predict(config: Config, request: Request) -> dict[str, Any]:
     """Apply a release to a folder of new scans."""
-    config = config.model_copy(update={"scans": config.scans.model_copy(update={"source": request.scans})})
+    only_these = config.scans.model_copy(update={"source": request.scans, "pacs": None})
+    config = config.model_copy(update={"scans": only_these})
     scans = await tasks.ingest_scans(config)
     return await tasks.apply_release(config, scans, request)

@@ -21,7 +21,17 @@ from medtl.artifacts import code_digest, digest_of, file_digest, storage_errors,
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import PARTS, Artifact, Exclusion, Release
-from pipelines.steps import LIBRARIES, Prepared, Trained, file_count, label_table, vault_folder, versions
+from pipelines.steps import (
+    LIBRARIES,
+    Prepared,
+    Trained,
+    file_count,
+    find_scans,
+    label_table,
+    source_files,
+    vault_folder,
+    versions,
+)
 
 log = logging.getLogger("medtl")
 
@@ -37,13 +47,15 @@ class Inputs:
     key: str
 
 
+def fetches(config: Config) -> bool:
+    """Tell whether scans are fetched from an archive before anything else."""
+    return config.scans.pacs is not None and config.scans.pacs.kind is not None
+
+
 def look_at_inputs(config: Config) -> Inputs:
     """Hash everything that a run depends on; decode nothing."""
-    from medtl.scans.io import survey
-
     names = load_pseudonymiser(config.scans.key_file)
-    table = label_table(config)
-    files = survey(config.scans.source, config.scans, frozenset([table] if table else []))
+    table, files = label_table(config), source_files(config)
     weights = Path(config.model.weights)
     return Inputs(
         files=len(files),
@@ -54,10 +66,16 @@ def look_at_inputs(config: Config) -> Inputs:
     )
 
 
+def finished_ingest(config: Config) -> dict[str, Any] | None:
+    """Find the summary of an ingest that is done already; None where an archive must be asked first."""
+    found = None if fetches(config) else find_scans(config)
+    return summarise_ingest(found) if found is not None else None
+
+
 def excluded(scans: Artifact, cohort: Artifact | None = None, split: Artifact | None = None) -> tuple[Exclusion, ...]:
     """Collect what was left out so far, stage by stage."""
     from medtl.dataset.io import read_split
-    from medtl.scans.io import read_exclusions
+    from medtl.scans.intake import read_exclusions
     from medtl.studies.io import read_cohort
 
     found = list(read_exclusions(scans.path))
@@ -71,7 +89,9 @@ def excluded(scans: Artifact, cohort: Artifact | None = None, split: Artifact | 
 def run_key(config: Config, inputs: Inputs) -> str:
     """Name a run by the bytes of everything it depends on."""
     rooms = ("scans", "studies", "dataset", "model", "evaluation", "report", "registry")
-    settings = config.model_dump(mode="json", exclude={"workspace": True, "scans": {"source", "key_file", "workers"}})
+    settings = config.model_dump(
+        mode="json", exclude={"workspace": True, "scans": {"source", "key_file", "workers", "pacs"}}
+    )
     settings["model"].pop("weights")
     threads = config.model.threads or os.cpu_count() or 1
     here = Path(__file__).parent
@@ -143,12 +163,14 @@ def summarise(
 
 def summarise_ingest(scans: Artifact) -> dict[str, Any]:
     """Count what an ingest took and left out."""
-    from medtl.scans.io import read_scans
+    from medtl.scans.intake import read_scans
 
     return {
         "files": file_count(scans),
         "scans": len(read_scans(scans.path)),
         "excluded": dict(Counter(e.code for e in excluded(scans))),
+        "excluded_files": sum(e.files for e in excluded(scans)),
+        "volumes": sum(scan.is_volume for scan in read_scans(scans.path)),
         "reused": scans.reused,
         "artifact": str(scans.path),
     }

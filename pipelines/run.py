@@ -19,6 +19,8 @@ from pipelines.train import prepare
 async def run(config: Config) -> dict[str, Any]:
     """Ingest, train, measure, release, report; a run whose every input is unchanged does nothing."""
     started = time.perf_counter()
+    if results.fetches(config):
+        await tasks.fetch_scans(config)
     done = results.finished_run(config)
     if done is not None:
         return {**done, "reused": True, "seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medtl.artifacts import (
     Store,
@@ -26,7 +26,7 @@ from medtl.artifacts import (
 )
 from medtl.audit import AuditLog
 from medtl.config import Config, ModelConfig, PhaseConfig
-from medtl.errors import PlanError
+from medtl.errors import PlanError, StorageError
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import (
     Artifact,
@@ -36,6 +36,10 @@ from medtl.records import (
     Release,
     Scan,
 )
+
+if TYPE_CHECKING:
+    from medtl.scans.quarantine import Readmission
+    from medtl.scans.sources import SourceFile
 
 log = logging.getLogger("medtl")
 LIBRARIES = ("torch", "torchvision", "monai", "numpy", "scikit-learn", "pydicom", "opencv-python-headless")
@@ -56,27 +60,102 @@ def vault_folder(config: Config) -> Path:
     return config.model.vault or config.workspace / "weights"
 
 
-def ingest_scans(config: Config) -> Artifact:
-    """Files -> scans, exclusions and pixels."""
-    from medtl.scans.io import ingest, survey
+def pixel_folder(config: Config) -> Path:
+    """Give the folder of the pixel store."""
+    return config.workspace.absolute() / "artifacts" / "pixels"
+
+
+def spool_folder(config: Config) -> Path:
+    """Give the folder where scans from the network lie."""
+    return config.workspace.absolute() / "spool" / "objects"
+
+
+def fetch_scans(config: Config) -> dict[str, Any]:
+    """Bring what the archive has and we have not into the spool; what fails is counted and tried the next time."""
+    from medtl.scans.pacs.fetch import fetch
+
+    assert config.scans.pacs is not None
+    names = load_pseudonymiser(config.scans.key_file)
+    done = fetch(config.scans.pacs, names, spool_folder(config).parent)
+    details = {"series": done.series, "received": done.received, "known": done.known, "failed": len(done.failed)}
+    if done.received or done.failed:
+        AuditLog(config.workspace).append("scans.fetched", config.name, details=details)
+    log.info("%d series in the archive: %d objects came, %d were here", done.series, done.received, done.known)
+    return details
+
+
+def source_files(config: Config) -> tuple[SourceFile, ...]:
+    """List every file of the source, and what came over the network, by their bytes; unchanged ones are not read."""
+    from medtl.scans.sources import SourceIndex, survey
+
+    names, table = load_pseudonymiser(config.scans.key_file), label_table(config)
+    sources = [config.scans.source] if config.scans.source is not None or config.scans.pacs is None else []
+    spool = spool_folder(config)
+    if config.scans.pacs is not None and spool.is_dir() and any(spool.iterdir()):
+        sources.append(spool)
+    if not sources:
+        raise StorageError("No scans have come over the network yet: nothing was received, and no folder is set.")
+    found: list[SourceFile] = []
+    for source in sources:
+        where = names.name("source", str(source.absolute())) if source is not None else "none"
+        index = SourceIndex(config.workspace.absolute() / "index" / where, names)
+        found += survey(source, config.scans, frozenset([table] if table else []), index)
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What an ingest starts from."""
+
+    files: tuple[SourceFile, ...]
+    readmitted: tuple[Readmission, ...]
+    inputs: dict[str, Any]  # by bytes: what its result is known by
+
+
+def look_at_source(config: Config) -> Intake:
+    """List the source and what a person took back from quarantine; nothing is decoded."""
+    from medtl.scans.quarantine import readmissions
 
     names = load_pseudonymiser(config.scans.key_file)
-    table = label_table(config)
-    files = survey(config.scans.source, config.scans, frozenset([table] if table else []))
+    files, readmitted = source_files(config), readmissions(config.workspace)
+    left_out = ("source", "key_file", "workers", "pacs", "stable_seconds", "max_archive_files", "max_archive_ratio")
     inputs = {
         "files": digest_of([[names.file(f.relative), f.sha256, f.refusal.code if f.refusal else None] for f in files]),
         "count": len(files),
-        "config": _settings(config.scans, "source", "key_file", "workers"),
+        "config": _settings(config.scans, *left_out, "deidentify"),
+        "readmitted": [[one.content, one.code] for one in readmitted],
         "key": names.fingerprint,
         "code": code_digest("scans"),
-        "libraries": versions("pydicom", "pillow", "nibabel", "pylibjpeg", "pyjpegls"),
+        "libraries": versions("pydicom", "pillow", "imagecodecs", "pylibjpeg", "pyjpegls"),
     }
-    return _make(config, "scans", inputs, lambda folder: ingest(files, config.scans, names, folder))
+    return Intake(files, readmitted, inputs)
+
+
+def find_scans(config: Config) -> Artifact | None:
+    """Find the result of an ingest whose every input is unchanged."""
+    return Store(config.workspace).find("scans", look_at_source(config).inputs)
+
+
+def ingest_scans(config: Config) -> Artifact:
+    """Files -> scans, exclusions and pixels."""
+    from medtl.scans.intake import ingest, read_exclusions
+    from medtl.scans.io import write_quarantine
+
+    intake, store = look_at_source(config), Store(config.workspace)
+    names = load_pseudonymiser(config.scans.key_file)
+    artifact = _make(
+        config,
+        "scans",
+        intake.inputs,
+        lambda folder: ingest(intake.files, config.scans, names, folder, store, intake.readmitted),
+    )
+    write_quarantine(store.workspace, read_exclusions(artifact.path))
+    return artifact
 
 
 def build_cohort(config: Config, scans: Artifact) -> Artifact:
     """Scans and labels -> cohort."""
-    from medtl.scans.io import read_scans
+    from medtl.scans.intake import read_scans
     from medtl.studies import io, labels
 
     table = label_table(config)
@@ -127,7 +206,7 @@ def make_plan(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
     """Training part -> plan."""
     from medtl.dataset import io, plan
     from medtl.model.backbones import BACKBONES
-    from medtl.scans.io import PixelStore
+    from medtl.scans.segments import PixelStore
     from medtl.studies.io import read_cohort
 
     least = BACKBONES[config.model.backbone].min_size if config.model.backbone in BACKBONES else 16
@@ -146,7 +225,7 @@ def make_plan(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
         chosen = [by_study[s.study_id] for s in known.studies if s.study_id in training]
         settings = config.dataset.plan
         io.write_plan(
-            folder, plan.make_plan(chosen, PixelStore(scans.path), known.task, known.classes, settings, least)
+            folder, plan.make_plan(chosen, PixelStore(pixel_folder(config)), known.task, known.classes, settings, least)
         )
 
     return _make(config, "plan", inputs, build)
@@ -156,7 +235,7 @@ def pack_images(config: Config, scans: Artifact, cohort: Artifact, plan: Artifac
     """Scans -> one array at the plan's size, a row per study in the cohort's order."""
     from medtl.dataset import io
     from medtl.dataset.plan import misfit
-    from medtl.scans.io import PixelStore
+    from medtl.scans.segments import PixelStore
     from medtl.studies.io import read_cohort
 
     inputs = {"scans": scans.digest, "cohort": cohort.digest, "plan": plan.digest, "code": code_digest("dataset")}
@@ -172,7 +251,7 @@ def pack_images(config: Config, scans: Artifact, cohort: Artifact, plan: Artifac
                 f"{wrong} of {len(ordered)} scans have another bit depth than the training images the fixed range was "
                 "measured on. Normalise each image by itself: --set dataset.plan.intensity=per_image"
             )
-        io.write_pack(folder, ordered, PixelStore(scans.path), how)
+        io.write_pack(folder, ordered, PixelStore(pixel_folder(config)), how)
 
     return _make(config, "pack", inputs, build)
 
@@ -376,7 +455,7 @@ def _rows(cohort: Cohort) -> dict[str, int]:
 
 
 def _scans_by_study(scans: Artifact, cohort: Cohort) -> dict[str, Scan]:
-    from medtl.scans.io import read_scans
+    from medtl.scans.intake import read_scans
 
     by_id = {scan.scan_id: scan for scan in read_scans(scans.path)}
     return {study.study_id: by_id[study.scan_id] for study in cohort.studies}
@@ -476,51 +555,15 @@ def write_report(
     resources: Mapping[str, Any],
 ) -> tuple[Artifact, Path]:
     """Everything known -> one page; give the artifact and the copy that people open."""
-    from medtl.report.io import write_report as write
-
-    facts = _facts(config, prepared, trained, scratch, comparison, release, resources)
-    inputs = {
-        "release": release.release_id,
-        "status": release.status,
-        "report": _settings(config.report),
-        "cohort": prepared.cohort.digest,
-        "comparison": comparison.digest if comparison else None,
-        "scratch": scratch.checkpoint.digest if scratch else None,
-        "openings": facts.test_openings,
-        "code": code_digest("report"),
-    }
-    artifact = _make(config, "report", inputs, lambda folder: write(folder, facts))
-    folder = Store(config.workspace).workspace / "reports"
-    with storage_errors(folder):
-        folder.mkdir(exist_ok=True)
-    page = folder / f"{config.name}-{release.release_id}.html"
-    write_bytes(page, (artifact.path / "report.html").read_bytes())
-    return artifact, page
-
-
-def _facts(
-    config: Config,
-    prepared: Prepared,
-    trained: Trained,
-    scratch: Trained | None,
-    comparison: Artifact | None,
-    release: Release,
-    resources: Mapping[str, Any],
-) -> Any:
     from medtl.dataset.io import read_plan, read_split
     from medtl.evaluation.io import read_comparison, read_evaluation
     from medtl.model.io import read_checkpoint
     from medtl.report.facts import Facts
-    from medtl.scans.io import read_exclusions, read_scans
+    from medtl.report.io import write_report as write
+    from medtl.scans.intake import read_exclusions, read_scans
     from medtl.studies.io import read_cohort
 
-    # the reference from scratch is measured once beside the model and chooses nothing
-    opened = [
-        event
-        for event in AuditLog(config.workspace).events()
-        if event["action"] == "test.opened" and event["details"].get("purpose") != "reference"
-    ]
-    return Facts(
+    facts = Facts(
         title=config.report.title or config.name,
         config=config.model_dump(mode="json"),
         intended_use=config.report.intended_use,
@@ -540,9 +583,35 @@ def _facts(
         gate=release.checks,
         release_id=release.release_id,
         provenance=release.provenance,
-        test_openings=sum(event["subject"] == prepared.split.digest for event in opened),
+        test_openings=_test_openings(config, prepared.split),
         resources=resources,
     )
+    inputs = {
+        "release": release.release_id,
+        "status": release.status,
+        "report": _settings(config.report),
+        "cohort": prepared.cohort.digest,
+        "comparison": comparison.digest if comparison else None,
+        "scratch": scratch.checkpoint.digest if scratch else None,
+        "openings": facts.test_openings,
+        "code": code_digest("report"),
+    }
+    artifact = _make(config, "report", inputs, lambda folder: write(folder, facts))
+    return artifact, _copy_to_reports(config, f"{config.name}-{release.release_id}.html", artifact)
+
+
+def _test_openings(config: Config, split: Artifact) -> int:
+    """Count the looks at a test part, without those of the reference from scratch: these choose nothing."""
+    opened = [event for event in AuditLog(config.workspace).events() if event["action"] == "test.opened"]
+    return sum(e["subject"] == split.digest and e["details"].get("purpose") != "reference" for e in opened)
+
+
+def _copy_to_reports(config: Config, name: str, report: Artifact) -> Path:
+    folder = Store(config.workspace).workspace / "reports"
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+    write_bytes(folder / name, (report.path / "report.html").read_bytes())
+    return folder / name
 
 
 def add_to_vault(config: Config, target: Config, checkpoint: Artifact) -> dict[str, Any]:

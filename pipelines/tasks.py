@@ -62,6 +62,7 @@ def _task(step: Callable[P, R]) -> Callable[P, Awaitable[R]]:
     return named
 
 
+fetch_scans = _task(steps.fetch_scans)
 ingest_scans = _task(steps.ingest_scans)
 build_cohort = _task(steps.build_cohort)
 split_by_patient = _task(steps.split_by_patient)

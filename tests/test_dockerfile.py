@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,32 @@ def test_the_image_is_slim_fixed_private_and_not_root() -> None:
     assert instructions("USER")[-1] not in ("root", "0")
     assert instructions("VOLUME") == ["/workspace"]
     assert instructions("HEALTHCHECK")
-    assert "PREFECT_SERVER_ANALYTICS_ENABLED=false" in TEXT
-    assert "DO_NOT_TRACK=1" in TEXT
+    for private in (
+        "PREFECT_SERVER_ANALYTICS_ENABLED=false",
+        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY=false",
+        "DO_NOT_TRACK=1",
+    ):
+        assert any(private in line.split() for line in instructions("ENV")), private
+
+
+def test_nothing_is_installed_but_what_a_lock_pins_with_hashes() -> None:
+    steps = [step for run in instructions("RUN") for step in run.split("&&") if "pip install" in step]
+    assert len(steps) == 3
+    for step in steps:
+        assert "--no-deps" in step
+        assert "--require-hashes -r requirements" in step or step.split()[-1] == "/build/dist/medtl-*.whl", step
+
+
+def test_the_wheel_is_built_with_the_versions_that_the_tests_ran_with() -> None:
+    build, dev = ((ROOT / f"requirements-{name}.lock").read_text() for name in ("build", "dev"))
+    entries = re.findall(r"^[a-zA-Z0-9._-]+==.*?(?=^\S|\Z)", build, re.M | re.S)
+    assert "".join(entries) == build and all("--hash=sha256:" in entry for entry in entries)
+    assert all(entry in dev for entry in entries)
+    pinned, wanted = {entry.split("==")[0] for entry in entries}, {"hatchling"}
+    for name in pinned:  # each is wanted, and what it wants is there
+        needs = [Requirement(line) for line in requires(name) or ()]
+        wanted |= {need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})}
+    assert wanted == pinned
 
 
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])

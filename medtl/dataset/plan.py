@@ -63,11 +63,13 @@ def make_plan(
 
 
 def misfit(scan: Scan, plan: Plan) -> str | None:
-    """Say why a scan's values do not mean what the plan takes them for, or None.
+    """Say why a scan is not what the plan was made for, or None.
 
     A fixed range was measured on images of one depth; on another depth it would clip an image to black or white, and
     the network would decide on nothing.
     """
+    if scan.is_volume:
+        return "a volume, and the release takes images"
     eight = scan.dtype.endswith("u1")
     if plan.intensity == "fixed" and eight != (plan.bits == 8):
         return f"the scan has {scan.bits} bits and the plan's fixed range was measured on images of another depth"

@@ -2,7 +2,8 @@
 
 ::
 
-    val  ─▶ threshold (the operating point is chosen here) ─┐
-    test ─▶ metrics ◀─ uncertainty (patients drawn again) ──┴▶ assess ─▶ Evaluation
-            calibration, comparison (paired, the same drawn patients)
+    val  ─▶ checks ─▶ threshold (the operating point is chosen here) ─┐
+    test ─▶ checks ─▶ metrics ◀─ uncertainty (patients drawn again) ──┴▶ assess ─▶ Evaluation
+                                 bounds (what so few patients leave open)
+                      calibration, comparison (paired, the same drawn patients)
 """

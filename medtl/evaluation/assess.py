@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from medtl.config import EvaluationConfig
+from medtl.config import EvaluationConfig, UncertaintyConfig
+from medtl.evaluation.bounds import Counts, least_of_a_perfect, least_share
 from medtl.evaluation.calibration import reliability
-from medtl.evaluation.metrics import METRICS, Row, calibration_error
+from medtl.evaluation.checks import check_predictions
+from medtl.evaluation.metrics import METRICS, calibration_error, sensitivity
 from medtl.evaluation.threshold import choose
-from medtl.evaluation.uncertainty import patient_weights, score_of
+from medtl.evaluation.uncertainty import Estimate, drawn, estimate, mean_of, score_of
 from medtl.records import Curve, Evaluation, FloatArray, OperatingPoint, Predictions, Score, Task
 
 _FEW_PATIENTS = 30
+_MIX_BOTH_KINDS = {"average_precision", "ppv", "npv", "f1"}  # with one kind alone they say nothing, not 0 and not 1
+_HIT = "share of a class whose most probable class is right"  # measured for the balanced accuracy, not reported
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One metric of one class: how resamples give its values, and what its interval needs."""
+
+    metric: str
+    label: str
+    of: Callable[[FloatArray], FloatArray]  # (b, studies of the test part) weights -> (b,)
+    patients: tuple[str, ...]  # of the studies it is measured on
+    needed: int
+    least: float
+    estimable: bool = True
 
 
 def assess(
@@ -24,35 +42,32 @@ def assess(
     """Measure every metric on the test part, each with an interval over patients.
 
     Binary tasks report the last class (the positive one); multi-class ones each class against the rest and the macro
-    mean, with sensitivity and specificity at each class's own operating point and accuracy of the most probable class;
-    multi-label ones each label over the studies where it is known, and the macro mean.
+    mean, with sensitivity and specificity at each class's own operating point, and for all classes together accuracy
+    and balanced accuracy of the most probable one; multi-label ones each label over the studies where it is known, and
+    the macro mean. A mean over fewer classes than there are is not estimable.
 
     Raises:
-        ValueError: a probability is not finite.
+        SplitError: validation and test share a patient, or one of them is empty or holds a study twice.
+        StudyError: a target is not 0, 1 or unknown, or not exactly one class is true where one is wanted.
+        ModelError: a probability is not a number from 0 to 1, or those of one study do not sum to 1.
     """
-    for predictions in (val, test):
-        if not np.isfinite(predictions.probabilities).all():
-            raise ValueError(f"probabilities of the '{predictions.part}' part are not finite")
+    check_predictions(val, test, task, classes)
     reported = [len(classes) - 1] if task == "binary" else list(range(len(classes)))
     points = [_operating_point(val, index, classes[index], config) for index in reported]
     level = config.uncertainty.level
-    weights = patient_weights(test.patients, config.uncertainty.resamples, seed)
-    scores: list[Score] = []
-    for metric, row in METRICS.items():
-        per_class = [
-            _measure(metric, row, test, index, classes[index], point, weights, config)
-            for index, point in zip(reported, points, strict=True)
-        ]
-        scores += [score for score, _, _ in per_class]
-        if len(per_class) > 1:
-            scores.append(_macro(metric, per_class, level, test.patients))
+    questions = [
+        question
+        for index, point in zip(reported, points, strict=True)
+        for question in _questions(test, index, classes[index], point, config)
+    ]
     if task == "multiclass":
-        scores.append(_accuracy(test, weights, level))
+        questions += [_accuracy(test, level), *_hits(test, classes, level)]
+    answers = _answers(questions, test, config.uncertainty, seed)
     curves = [curve for index in reported for curve in _curves(test, index, classes[index], config)]
     return Evaluation(
         task=task,
         classes=classes,
-        scores=tuple(scores),
+        scores=tuple(_scores(questions, answers, test.patients, level)),
         operating_points=tuple(points),
         curves=tuple(curves),
         confusion=_confusion(test, task, reported, points),
@@ -76,56 +91,90 @@ def _operating_point(val: Predictions, index: int, label: str, config: Evaluatio
     return choose(truth, score, config.threshold, label)
 
 
-def _measure(
-    metric: str,
-    row: Row,
-    test: Predictions,
-    index: int,
-    label: str,
-    point: OperatingPoint,
-    weights: FloatArray,
-    config: EvaluationConfig,
-) -> tuple[Score, float, FloatArray]:
+def _questions(
+    test: Predictions, index: int, label: str, point: OperatingPoint, config: EvaluationConfig
+) -> list[_Question]:
     truth, score, known = _known(test, index)
-    patients = [patient for patient, k in zip(test.patients, known, strict=True) if k]
-    function = (
-        partial(calibration_error, bins=config.calibration_bins) if metric == "calibration_error" else row.function
-    )
-    if not len(truth):
-        empty = np.full(len(weights), np.nan)
-        return score_of(metric, label, np.nan, empty, config.uncertainty.level, patients, 0), np.nan, empty
-    used = (score >= point.threshold).astype(np.float64) if row.needs == "decisions" else score
-    value = float(function(truth, used, np.ones((1, len(truth))))[0])
-    draws = function(truth, used, weights[:, known])
-    people = np.asarray(patients)
-    kinds = min(len(set(people[truth == kind])) for kind in (0, 1))
-    if metric in ("brier", "calibration_error"):
-        kinds = len(set(patients))  # these need no healthy or diseased patients
-    elif kinds == 0 and metric in ("average_precision", "ppv", "npv", "f1"):
-        value = np.nan  # they mix both kinds: with one alone they say nothing, not 0 and not 1
-    return score_of(metric, label, value, draws, config.uncertainty.level, patients, kinds), value, draws
+    patients = tuple(patient for patient, is_known in zip(test.patients, known, strict=True) if is_known)
+    called = (score >= point.threshold).astype(np.float64)
+    counts = Counts.of(patients, truth, called)
+    questions = []
+    for metric, row in METRICS.items():
+        function = row.function
+        if metric == "calibration_error":
+            function = partial(calibration_error, bins=config.calibration_bins)
+        of = partial(function, truth, called if row.needs == "decisions" else score)
+        questions.append(
+            _Question(
+                metric,
+                label,
+                of if known.all() else partial(_of_known, of, known),
+                patients,
+                counts.needed(row.rests_on),
+                least_of_a_perfect(row.rests_on, counts, config.uncertainty.level),
+                metric not in _MIX_BOTH_KINDS or min(counts.diseased, counts.healthy) > 0,
+            )
+        )
+    return questions
 
 
-def _macro(
-    metric: str, per_class: Sequence[tuple[Score, float, FloatArray]], level: float, patients: Sequence[str]
-) -> Score:
-    estimable = [(value, draws) for _, value, draws in per_class if np.isfinite(value)]
-    if not estimable:
-        return score_of(metric, "macro", np.nan, np.array([np.nan]), level, patients, 0)
-    value = float(np.mean([value for value, _ in estimable]))
-    draws = np.mean([draws for _, draws in estimable], axis=0)
-    score = score_of(metric, "macro", value, draws, level, patients, 2)
-    left_out = len(per_class) - len(estimable)
-    if left_out and not score.note:
-        note = f"without {left_out} of {len(per_class)} classes that are not estimable"
-        return Score(metric, "macro", score.value, score.low, score.high, score.n, score.patients, note)
-    return score
+def _of_known(
+    of: Callable[[FloatArray], FloatArray], known: np.ndarray[tuple[int], np.dtype[np.bool_]], weights: FloatArray
+) -> FloatArray:
+    return of(weights[:, known])
 
 
-def _accuracy(test: Predictions, weights: FloatArray, level: float) -> Score:
+def _accuracy(test: Predictions, level: float) -> _Question:
     right = (test.probabilities.argmax(1) == test.targets.argmax(1)).astype(np.float64)
-    draws = weights @ right / weights.sum(1)
-    return score_of("accuracy", "all", float(right.mean()), draws, level, test.patients, len(set(test.patients)))
+    patients = len(set(test.patients))
+    # the share of the studies that are right is the sensitivity where every study is diseased
+    of = partial(sensitivity, np.ones(len(right)), right)
+    return _Question("accuracy", "all", of, test.patients, patients, least_share(patients, level))
+
+
+def _hits(test: Predictions, classes: Sequence[str], level: float) -> list[_Question]:
+    chosen = test.probabilities.argmax(1)
+    questions = []
+    for index, (label, truth) in enumerate(zip(classes, test.targets.T, strict=True)):
+        of = partial(sensitivity, truth, (chosen == index).astype(np.float64))
+        patients = len({patient for patient, is_true in zip(test.patients, truth, strict=True) if is_true})
+        questions.append(_Question(_HIT, label, of, test.patients, patients, least_share(patients, level)))
+    return questions
+
+
+def _answers(questions: Sequence[_Question], test: Predictions, config: UncertaintyConfig, seed: int) -> list[Estimate]:
+    """Put every question to the same resamples, a few at a time."""
+    draws = np.empty((len(questions), config.resamples))
+    done = 0
+    for weights in drawn(test.study_ids, test.patients, config.resamples, seed):
+        for row, question in zip(draws, questions, strict=True):
+            row[done : done + len(weights)] = question.of(weights)
+        done += len(weights)
+    ones = np.ones((1, len(test.study_ids)))
+    values = [float(question.of(ones)[0]) if question.estimable else np.nan for question in questions]
+    return [
+        estimate(value, row, config.level, question.needed, question.least)
+        for value, row, question in zip(values, draws, questions, strict=True)
+    ]
+
+
+def _scores(
+    questions: Sequence[_Question], answers: Sequence[Estimate], patients: Sequence[str], level: float
+) -> list[Score]:
+    """Order the scores by metric, the mean over classes after the classes."""
+    scores = []
+    hits = [(q.label, answer) for q, answer in zip(questions, answers, strict=True) if q.metric == _HIT]
+    for metric in (*METRICS, "accuracy"):
+        asked = [(q, answer) for q, answer in zip(questions, answers, strict=True) if q.metric == metric]
+        scores += [score_of(metric, q.label, answer, level, q.patients) for q, answer in asked]
+        if len(asked) < 2:
+            continue
+        label, parts = "macro", [(q.label, answer) for q, answer in asked]
+        if metric == "balanced_accuracy" and hits:
+            label, parts = "all", hits  # of one decision among all classes: what the term means for several classes
+        names, estimates = [name for name, _ in parts], [answer for _, answer in parts]
+        scores.append(score_of(metric, label, mean_of(estimates, names), level, patients))
+    return scores
 
 
 def _curves(test: Predictions, index: int, label: str, config: EvaluationConfig) -> list[Curve]:

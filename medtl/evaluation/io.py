@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from medtl.artifacts import load_array, read_record, save_array, write_json, write_record
+from medtl.errors import StorageError
 from medtl.records import Comparison, Evaluation, Predictions
 
 EVALUATION, COMPARISON, STUDIES = "evaluation.json", "comparison.json", "studies.json"
@@ -23,15 +24,24 @@ def write_predictions(folder: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(folder: Path) -> Predictions:
-    """Read predictions back."""
-    studies = json.loads((folder / STUDIES).read_bytes())
-    return Predictions(
-        studies["part"],
-        tuple(studies["study_ids"]),
-        tuple(studies["patients"]),
-        load_array(folder / TARGETS),
-        load_array(folder / PROBABILITIES),
-    )
+    """Read predictions back.
+
+    Raises:
+        StorageError: a file is missing or is not what was written.
+    """
+    try:
+        studies = json.loads((folder / STUDIES).read_bytes())
+        return Predictions(
+            studies["part"],
+            tuple(studies["study_ids"]),
+            tuple(studies["patients"]),
+            load_array(folder / TARGETS),
+            load_array(folder / PROBABILITIES),
+        )
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"'{folder}' holds no readable predictions ({type(error).__name__}). Delete the folder and run again."
+        ) from error
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:

@@ -25,7 +25,7 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
 from medtl.artifacts import file_digest, read_record, storage_errors, write_bytes, write_record
-from medtl.errors import WeightsError
+from medtl.errors import ModelError, WeightsError
 from medtl.model.fit import Progress
 from medtl.model.surgery import StagedNetwork, backbone, cut, source_network
 from medtl.model.weights import OURS, load_source, load_staged
@@ -267,9 +267,9 @@ class FolderSaver:
             tensors = safetensors_load(data)
             length = int.from_bytes(data[:8], "little")
             plain = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["progress"])
-        except (OSError, SafetensorError, ValueError, KeyError):
+            return _progress(plain, tensors)
+        except (OSError, SafetensorError, ValueError, KeyError, ModelError):
             return None
-        return _progress(plain, tensors)
 
     def save(self, progress: Progress) -> None:
         """Keep it, in one step."""

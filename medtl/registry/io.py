@@ -60,11 +60,11 @@ class Register:
             candidates: also take a release that no gate has validated; a refused one only if asked for by identifier.
 
         Raises:
-            MedtlError: there is none.
+            MedtlError: there is none, or the beginning fits several; they are named.
         """
         entries = [entry for entry in self.entries() if entry.release.name == name]
         if release_id is not None:
-            entries = [e for e in entries if e.release.release_id.startswith(release_id)]
+            entries = _called(entries, release_id)
             allowed = {"validated", "candidate", "refused"} if candidates else {"validated"}
         else:
             allowed = {"validated", "candidate"} if candidates else {"validated"}
@@ -89,3 +89,17 @@ class Register:
         if verify(folder) != entry.digest:
             raise TamperedError(f"Release {entry.release.release_id} is not what was entered in the register.")
         return folder
+
+
+def _called(entries: list[Entry], release_id: str) -> list[Entry]:
+    """Find the entry of an identifier, or the one that begins with it.
+
+    Raises:
+        MedtlError: several begin with it.
+    """
+    fitting = [entry for entry in entries if entry.release.release_id.startswith(release_id)]
+    exact = [entry for entry in fitting if entry.release.release_id == release_id]
+    if len(fitting) > 1 and not exact:
+        had = ", ".join(f"{entry.release.release_id} ({entry.release.status})" for entry in fitting)
+        raise MedtlError(f"'{release_id}' fits several releases: {had}. Give more of the identifier.")
+    return exact or fitting

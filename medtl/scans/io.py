@@ -1,352 +1,501 @@
-"""The only door between files and scans.
+"""The door between files and values: what a file is, and its pixels.
 
-Two passes. :func:`survey` names every file by its bytes (size and sha256) without understanding it; that is what
-decides whether anything is new. :func:`ingest` decodes each file once into a flat pixel store. A file that cannot be
-taken becomes an :class:`~medtl.records.Exclusion` with a code and a reason; the others go on. The source is only read.
+Uncompressed pixels of a series are read straight into the volume, at their place, by several threads; nothing is
+copied. Compressed ones are decoded in a process that may die (``decoding``). The source is only read.
 """
 
 from __future__ import annotations
 
-import gzip
+import csv
 import io
-import logging
+import mmap
 import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from medtl.artifacts import file_digest, read_record, write_record
+from medtl.artifacts import storage_errors, write_bytes, write_record
 from medtl.config import ScansConfig
 from medtl.errors import ScanError, StorageError
-from medtl.progress import advance
 from medtl.pseudonyms import Pseudonymiser
-from medtl.records import AnyArray, Exclusion, Scan
-from medtl.scans.headers import check_dicom, check_size, describe_dicom
-from medtl.scans.pixels import check_pixels, compact, dicom_pixels, native, nifti_slice
+from medtl.records import AnyArray, Exclusion
+from medtl.scans import decoding, formats, frames, nifti
+from medtl.scans.deidentify import deidentified, strip_nifti
+from medtl.scans.formats import Decoded
+from medtl.scans.geometry import Affine, Volume, untilt
+from medtl.scans.headers import DamagedError, Header, check_size, read_header
+from medtl.scans.pixels import check_pixels, compact, dicom_pixels, nifti_slice
+from medtl.scans.profile import Rules
+from medtl.scans.quarantine import FOLDER, READMITTED, TABLE, Readmission, reasons_table
+from medtl.scans.series import Member, Verdict
+from medtl.scans.sources import SourceFile, open_regular, opened, read_bytes, stamp_of
 
-log = logging.getLogger(__name__)
-SCANS, EXCLUSIONS, PIXELS = "scans.json", "exclusions.json", "pixels.bin"
-_NIFTI_HEADER = 540
-_ALIGN = 16  # bytes; a view of wider values wants an even start
-_MEDMNIST_PARTS = ("train", "val", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One file of the source, known by its bytes."""
-
-    path: Path
-    relative: str
-    size: int
-    sha256: str | None  # None: not read, and why
-    refusal: ScanError | None = None
+HEAD = 32_768  # bytes; nearly every header ends before
+_AIR_HU = -1024.0
+_MOST_UNPACKED = 8_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """One image and what its file said about it."""
+def look(file: SourceFile) -> Member:
+    """Read a file's first bytes and, of DICOM, its header. Whatever the bytes are, nothing is raised."""
+    try:
+        start = _first_bytes(file)
+        kind = formats.kind_of(start)
+        if kind is None:
+            reason = "none of DICOM, NIfTI, PNG, JPEG, TIFF or .npz by its first bytes"
+            return Member(file, None, damage=ScanError("not_an_image", reason))
+        if kind != "dicom":
+            return Member(file, kind)
+        return Member(file, kind, read_header(start, file.size, lambda: read_bytes(file)))
+    except DamagedError as error:
+        return Member(file, "dicom", error.header, error)
+    except ScanError as error:
+        return Member(file, None, damage=error)
+    except OSError as error:
+        return Member(file, None, damage=ScanError("unreadable", f"cannot be read ({error.strerror})"))
 
-    pixels: AnyArray
-    fields: dict[str, Any]
+
+def _first_bytes(file: SourceFile) -> bytes:
+    if file.member is not None:
+        with opened(file) as stream:
+            return stream.read(HEAD)
+    handle = open_regular(file.path)
+    try:
+        return os.pread(handle, HEAD, 0)
+    finally:
+        os.close(handle)
 
 
-def survey(source: Path | None, config: ScansConfig, ignore: frozenset[Path] = frozenset()) -> tuple[SourceFile, ...]:
-    """List and hash every regular file below the source, in order of their names.
+def write_quarantine(workspace: Path, exclusions: Iterable[Exclusion]) -> None:
+    """Write the table of refusals: ``quarantine/reasons.csv``."""
+    prepare_folder(workspace / FOLDER)
+    write_bytes(workspace / FOLDER / TABLE, reasons_table(exclusions))
 
-    Args:
-        source: folder, or one file.
-        ignore: files that are not scans (the label table).
+
+def write_readmissions(workspace: Path, words: Sequence[Readmission]) -> None:
+    """Write what was taken back: ``quarantine/readmitted.json``."""
+    prepare_folder(workspace / FOLDER)
+    write_record(workspace / FOLDER / READMITTED, tuple(words))
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder for results, readable by its owner alone.
 
     Raises:
-        StorageError: the source is not set, does not exist, cannot be read or is empty.
+        StorageError: it cannot be made.
     """
-    if source is None:
-        raise StorageError("No source of scans is set. Name a folder: --set scans.source=FOLDER")
-    if not source.exists():
-        raise StorageError(f"scans.source '{source}' does not exist. Name a folder of scans, or one file.")
-    root = source if source.is_dir() else source.parent
-    ignored = {path.resolve() for path in ignore}
-    paths = [p for p in _walk(source) if p.resolve() not in ignored]
-    if not paths:
-        raise StorageError(f"scans.source '{source}' holds no files.")
-    with ThreadPoolExecutor(config.workers) as pool:
-        return tuple(pool.map(lambda path: _identify(path, root, config), paths))
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
-def ingest(files: Sequence[SourceFile], config: ScansConfig, names: Pseudonymiser, folder: Path) -> None:
-    """Decode every file once; write scans, exclusions and pixels into ``folder``."""
-    scans: dict[str, Scan] = {}
-    exclusions: list[Exclusion] = []
-    offset = 0
-    first_of: dict[str, str] = {}  # file digest -> the scan that has these bytes
-    with (folder / PIXELS).open("wb") as store, ThreadPoolExecutor(config.workers) as pool:
-        for number, (file, result) in enumerate(_decode_all(files, config, names, pool), 1):
-            advance("reading scans", number, len(files))
-            if isinstance(result, ScanError):
-                exclusions.append(Exclusion(names.file(file.relative), "scans", result.code, result.reason))
-                continue
-            if result is None:  # bytes that were seen before
-                kept = first_of.get(str(file.sha256))
-                if kept is not None:
-                    keys = dict.fromkeys((*scans[kept].keys, *names.file_keys(file.relative)))
-                    scans[kept] = replace(scans[kept], keys=tuple(keys))
-                reason = "the same bytes as another file; its names still find the one that is kept"
-                exclusions.append(Exclusion(names.file(file.relative), "scans", "duplicate_file", reason))
-                continue
-            for index, decoded in enumerate(result):
-                scan = _scan(file, index, len(result), decoded, offset)
-                store.write(np.ascontiguousarray(decoded.pixels).data)
-                store.write(bytes(-decoded.pixels.nbytes % _ALIGN))
-                offset += decoded.pixels.nbytes + -decoded.pixels.nbytes % _ALIGN
-                scans[scan.scan_id] = scan
-                first_of.setdefault(str(file.sha256), scan.scan_id)
-    write_record(folder / SCANS, tuple(scans.values()))
-    write_record(folder / EXCLUSIONS, tuple(exclusions))
+def write_conversion(folder: Path, refused: Iterable[Exclusion]) -> None:
+    """Write the table of what a conversion left out: ``refused.csv``."""
+    write_bytes(folder / "refused.csv", reasons_table(refused))
 
 
-def read_scans(folder: Path) -> tuple[Scan, ...]:
-    """Read the scans of an ingested folder."""
-    return read_record(folder / SCANS, tuple[Scan, ...])
+def write_nifti(path: Path, voxels: Voxels, threads: int) -> None:
+    """Write a volume under a temporary name, then rename it; ``.nii.gz`` is compressed in threads.
 
-
-def read_exclusions(folder: Path) -> tuple[Exclusion, ...]:
-    """Read what was left out, and why."""
-    return read_record(folder / EXCLUSIONS, tuple[Exclusion, ...])
-
-
-def names_of(files: Sequence[SourceFile], scans: Sequence[Scan]) -> dict[str, list[str]]:
-    """Tell which files a scan came from, by their bytes; for an archive, its part and row (``x.npz#test/12``).
-
-    For the terminal and for a table that somebody must act on; the names are nowhere in the workspace.
+    Raises:
+        ScanError: the values or the affine have no place in a NIfTI file.
+        StorageError: the file cannot be written.
     """
-    names: dict[str, list[str]] = {scan.scan_id: [] for scan in scans}
-    parts = {scan.scan_id: scan.part for scan in scans}
-    for file in files:
-        if file.sha256 is None:
-            continue
-        if file.sha256[:32] in names:
-            names[file.sha256[:32]].append(file.relative)
-            continue
-        rows: dict[str | None, int] = {}
-        index = 0
-        while (scan_id := _row_id(file.sha256, index)) in names:
-            part = parts[scan_id]
-            names[scan_id].append(f"{file.relative}#{part}/{rows.get(part, 0)}")
-            rows[part] = rows.get(part, 0) + 1
-            index += 1
-    return names
+    stored = voxels.stored
+    head = nifti.nifti_header(stored.shape, stored.dtype.str, voxels.affine, voxels.slope, voxels.intercept)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with storage_errors(path):
+        try:
+            with temporary.open("wb", buffering=0) as stream:
+                if path.suffix == ".gz":
+                    for member in nifti.gzip_members(np.frombuffer(head, np.uint8), threads=1):
+                        stream.write(member)
+                    for member in nifti.gzip_members(stored, threads=threads):
+                        stream.write(member)
+                else:
+                    stream.write(head)
+                    whole = memoryview(np.ascontiguousarray(stored).reshape(-1).view(np.uint8).data)
+                    while whole:  # one call writes at most 2 GiB
+                        whole = whole[stream.write(whole) :]
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
-class PixelStore:
-    """All decoded pixels of an ingested folder, memory-mapped and read-only.
+def deidentify_file(
+    file: SourceFile, folder: Path, names: Pseudonymiser, rules: Rules
+) -> tuple[tuple[str, str, str], ...]:
+    """Write a DICOM or NIfTI file without its patient's identity into ``folder``, under a name of ours.
+
+    DICOM: ``<patient's pseudonym>/<file's pseudonym>.dcm``; what stays as it is (the pixels) is copied by the kernel.
+
+    Returns:
+        (kind, raw, pseudonym) of what was replaced; the one place that holds raw identifiers.
+
+    Raises:
+        ScanError: the file is not understood completely: nothing of it is written.
+        StorageError: the output cannot be written.
+    """
+    own = names.file(file.relative)
+    with ExitStack() as ends:
+        data: Any = _mapped(file, ends)
+        kind = formats.kind_of(bytes(data[:HEAD]))
+        if kind == "dicom":
+            done = deidentified(data, names, rules)
+            where = folder / (done.patient or "p-unknown")
+            _write_pieces(where / f"{own}.dcm", done.pieces, data)
+            return done.pairs
+        if kind in ("nifti", "gzip"):
+            whole = nifti.bounded_gunzip(bytes(data), _MOST_UNPACKED) if kind == "gzip" else data
+            if kind == "gzip" and not nifti.is_nifti(whole):
+                raise ScanError("not_an_image", "a gzip file that holds no NIfTI")
+            head, voxels = strip_nifti(bytes(whole[:HEAD]))
+            pieces: list[Any] = [head, bytes(whole[voxels:])]
+            if kind == "gzip":
+                pieces = list(nifti.gzip_members(b"".join(pieces)))
+            _write_pieces(folder / f"{own}.nii{'.gz' if kind == 'gzip' else ''}", pieces, data)
+            return ()
+    raise ScanError("not_an_image", "neither DICOM nor NIfTI: nothing is known of where it names a patient")
+
+
+def write_key_table(path: Path, pairs: Iterable[tuple[str, str, str]]) -> None:
+    """Write which raw identifier became which pseudonym, readable by its owner alone; the file must not exist yet.
+
+    Raises:
+        StorageError: it exists, or cannot be written.
+    """
+    with storage_errors(path):
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError as error:
+            raise StorageError(f"'{path}' exists. Name a new file for the key table.") from error
+        with os.fdopen(handle, "w", newline="", encoding="utf-8") as stream:
+            rows = csv.writer(stream)
+            rows.writerow(("kind", "raw", "pseudonym"))
+            rows.writerows(sorted(set(pairs)))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def _mapped(file: SourceFile, ends: ExitStack) -> Any:
+    """Give a file's bytes without reading them all."""
+    if file.member is not None or file.size == 0:
+        return read_bytes(file)
+    stream = ends.enter_context(opened(file))
+    return ends.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _write_pieces(path: Path, pieces: Iterable[bytes | tuple[int, int]], data: Any) -> None:
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with temporary.open("wb", buffering=0) as stream:
+                for piece in pieces:
+                    view = memoryview(piece if isinstance(piece, bytes) else data[piece[0] : piece[0] + piece[1]])
+                    while view:
+                        view = view[stream.write(view) :]
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Voxels:
+    """The values of a volume: ``slope * stored + intercept``, voxel (column, row, slice) to RAS+ mm by ``affine``."""
+
+    stored: AnyArray  # (slices, rows, columns)
+    affine: Affine
+    slope: float
+    intercept: float
+    findings: tuple[str, ...]  # codes that the policy accepted or repaired
+
+
+class Reader:
+    """Gives the pixels of what was judged fit.
 
     Args:
-        folder: what :func:`ingest` wrote.
+        config: limits, policy, and how many threads read.
+        threads: instead of ``config.workers``.
     """
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / PIXELS
-        self._bytes = np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.zeros(0, np.uint8)
+    def __init__(self, config: ScansConfig, threads: int | None = None) -> None:
+        self._config, self._threads = config, threads or config.workers
+        self._ends = ExitStack()
+        limits = decoding.Limits(threads=self._threads)
+        self._pool = self._ends.enter_context(decoding.DecodingPool(self._threads, limits))
 
-    def __call__(self, scan: Scan) -> AnyArray:
-        """Give one scan's pixels, shape ``scan.shape``, without copying them."""
-        dtype = np.dtype(scan.dtype)
-        size = int(np.prod(scan.shape)) * dtype.itemsize
-        return self._bytes[scan.offset : scan.offset + size].view(dtype).reshape(scan.shape)
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._ends.close()
 
-def _walk(source: Path) -> Iterator[Path]:
-    if source.is_file():
-        yield source
-        return
-    for folder, folders, files in os.walk(source, followlinks=False):
-        folders.sort()
-        links = [name for name in folders if (Path(folder) / name).is_symlink()]
-        for name in sorted(files + links):
-            yield Path(folder) / name
+    def decode(self, members: Sequence[Member], verdict: Verdict) -> list[Decoded]:
+        """Give one volume, or what is in one file.
 
-
-def _identify(path: Path, root: Path, config: ScansConfig) -> SourceFile:
-    relative = path.relative_to(root).as_posix()
-    try:
-        if path.is_symlink() or not path.is_file():
-            refusal = ScanError("not_a_file", "a link or a device, not a regular file; links are not followed")
-            return SourceFile(path, relative, 0, None, refusal)
-        size = path.stat().st_size
-        if size == 0:
-            return SourceFile(path, relative, 0, None, ScanError("empty_file", "the file has no bytes"))
-        if size > config.max_file_mb * 1e6:
-            limit = f"larger than scans.max_file_mb = {config.max_file_mb:g}"
-            return SourceFile(path, relative, size, None, ScanError("too_large", limit))
-        return SourceFile(path, relative, size, file_digest(path))
-    except OSError as error:
-        return SourceFile(path, relative, 0, None, ScanError("unreadable", f"cannot be read ({error.strerror})"))
-
-
-def _decode_all(
-    files: Sequence[SourceFile], config: ScansConfig, names: Pseudonymiser, pool: ThreadPoolExecutor
-) -> Iterator[tuple[SourceFile, list[Decoded] | ScanError | None]]:
-    """Decode in threads, a bounded number at a time, and hand results on in order."""
-    seen: set[str] = set()
-    step = 16 * config.workers
-    for start in range(0, len(files), step):
-        jobs = []
-        for file in files[start : start + step]:
-            again = file.sha256 is not None and file.sha256 in seen
-            if file.sha256 is not None:
-                seen.add(file.sha256)
-            jobs.append((file, None if again else pool.submit(_decode_file, file, config, names)))
-        for file, job in jobs:
-            yield file, None if job is None else job.result()
-
-
-def _decode_file(file: SourceFile, config: ScansConfig, names: Pseudonymiser) -> list[Decoded] | ScanError:
-    if file.refusal is not None:
-        return file.refusal
-    try:
-        data = file.path.read_bytes()
-        if len(data) != file.size or sha256(data).hexdigest() != file.sha256:
-            return ScanError("changed", "the file changed while it was being read; it will be taken next time")
-        decoded = _decode(data, config, names)
-        keys = names.file_keys(file.relative)
-        for item in decoded:
-            check_pixels(item.pixels)
-            own = item.fields.get("keys", ())
-            item.fields["keys"] = (*own, *keys) if len(decoded) == 1 else own
-    except ScanError as error:
-        return error
-    except RecursionError:
-        return ScanError("too_deep", "sequences nested deeper than a header needs")
-    except Exception as error:
-        # A decoder given hostile bytes may raise anything; whatever it is costs this file alone. Its text may quote the
-        # file's content, so only the kind of error is kept.
-        return ScanError("undecodable", f"the file is damaged or its pixels cannot be decoded ({type(error).__name__})")
-    return decoded
-
-
-def _decode(data: bytes, config: ScansConfig, names: Pseudonymiser) -> list[Decoded]:
-    """Tell the format by its first bytes, never by the file's name."""
-    if data[128:132] == b"DICM" or data[:2] in (b"\x08\x00", b"\x02\x00"):
-        return [_decode_dicom(data, config, names)]
-    if data.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")):
-        return [_decode_image(data, config)]
-    if data.startswith(b"PK\x03\x04"):
-        return _decode_npz(data, config)
-    if _is_nifti(data):
-        return [_decode_nifti(data, config)]
-    raise ScanError("not_an_image", "none of DICOM, NIfTI, PNG, JPEG, TIFF or .npz by its first bytes")
-
-
-def _decode_dicom(data: bytes, config: ScansConfig, names: Pseudonymiser) -> Decoded:
-    from pydicom import config as pydicom_config
-    from pydicom import dcmread
-
-    pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
-    header = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
-    if "SOPClassUID" not in header:
-        raise ScanError("bad_header", "looks like DICOM but names no SOP class: damaged, or not DICOM")
-    check_dicom(header, config)
-    pixels, bits = dicom_pixels(header, config)
-    return Decoded(pixels, {"source": "dicom", "bits": bits, **describe_dicom(header, names)})
-
-
-def _decode_image(data: bytes, config: ScansConfig) -> Decoded:
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF")) as image:
-        check_size(image.height, image.width, config)
-        if getattr(image, "n_frames", 1) > 1:
-            raise ScanError("multi_frame", "several pages in one file; this pipeline reads two-dimensional images")
-        image.load()
-        upright = ImageOps.exif_transpose(image) or image
-        if upright.mode in ("1", "LA"):
-            upright = upright.convert("L")
-        elif upright.mode not in ("L", "RGB", "F", "I") and not upright.mode.startswith("I;16"):
-            upright = upright.convert("RGB")
-        pixels = np.asarray(upright)
-    pixels = compact(pixels) if pixels.dtype == np.int32 else native(pixels)
-    return Decoded(pixels, {"source": "image", "bits": 8 if pixels.dtype == np.uint8 else 16})
-
-
-def _is_nifti(data: bytes) -> bool:
-    head = data[:_NIFTI_HEADER]
-    if data.startswith(b"\x1f\x8b"):
+        Raises:
+            ScanError: the pixels cannot be had, or a check of them refuses.
+        """
         try:
-            with gzip.open(io.BytesIO(data)) as stream:
-                head = stream.read(_NIFTI_HEADER)
-        except (OSError, EOFError, zlib.error):
-            return False
-    return head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2")
+            if verdict.volume is not None:
+                return [self._series(members, verdict)]
+            (member,) = members
+            data = read_bytes(member.file)
+            match member.kind:
+                case "dicom":
+                    return self._images(member, data, verdict)
+                case "nifti" | "gzip":
+                    return self._nifti(data, verdict)
+                case "npz":
+                    decoded = formats.decode_npz(data, self._config)
+                case _:
+                    decoded = [formats.decode_picture(data, self._config)]
+            for item in decoded:
+                check_pixels(item.pixels)
+            return decoded
+        except (ScanError, MemoryError):
+            raise
+        except RecursionError as error:
+            raise ScanError("too_deep", "sequences nested deeper than a header needs") from error
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:  # without a number it is a decoder's own
+                raise ScanError("unreadable", f"cannot be read ({error.strerror})") from error
+            # A decoder given hostile bytes may raise anything; whatever it is costs this file alone. Its text may quote
+            # the file's content, so only the kind of error is kept.
+            reason = f"the file is damaged or its pixels cannot be decoded ({type(error).__name__})"
+            raise ScanError("undecodable", reason) from error
+
+    def volume(self, members: Sequence[Member], verdict: Verdict, out: AnyArray | None = None) -> Voxels:
+        """Read one volume of a series, check its values, and say what they mean.
+
+        Args:
+            out: bytes to use again, as many as the volume has or more; a new array otherwise.
+
+        Raises:
+            ScanError: as :meth:`decode`.
+        """
+        volume, headers = verdict.volume, [member.header for member in members]
+        assert volume is not None
+        own = [header for header in headers if header is not None]
+        stored, sums = self._frames([member.file for member in members], own, volume, out)
+        findings = (*verdict.findings, *verdict.refuse(frames.compare(stored, sums)))
+        slope, intercept, stored = _meaning(stored, own, volume)
+        if any(finding.code == "gantry_tilt" for finding in findings):
+            fill = (_AIR_HU - intercept) / slope if own[0].modality == "CT" else float(stored.min())
+            stored, volume = untilt(stored, volume, max(fill, float(stored.min())))
+        return Voxels(stored, volume.affine, slope, intercept, tuple(sorted({f.code for f in findings})))
+
+    def digests(self, members: Sequence[Member], verdict: Verdict) -> dict[tuple[int, int], str]:
+        """Give a digest of the stored values of every frame of a volume, by (file, frame)."""
+        volume, headers = verdict.volume, [member.header for member in members if member.header is not None]
+        assert volume is not None
+        stored, _ = self._frames([member.file for member in members], headers, volume, None)
+        return {place: sha256(frame.data).hexdigest() for place, frame in zip(volume.members, stored, strict=True)}
+
+    def _series(self, members: Sequence[Member], verdict: Verdict) -> Decoded:
+        voxels = self.volume(members, verdict)
+        header = members[0].header
+        assert header is not None
+        fields = {
+            "source": "dicom",
+            "bits": header.bits_stored,
+            "affine": voxels.affine,
+            "slope": voxels.slope,
+            "intercept": voxels.intercept,
+            "findings": voxels.findings,
+        }
+        return Decoded(voxels.stored, fields)
+
+    # ------------------------------------------------------------------------------------------------ frames
+
+    def _frames(
+        self, files: Sequence[SourceFile], headers: Sequence[Header], volume: Volume, out: AnyArray | None
+    ) -> tuple[AnyArray, list[int]]:
+        """Read the stored values of a volume's frames, in slice order; with a checksum of each."""
+        types = {frames.stored_type(headers[index]) for index, _ in volume.members}
+        if len(types) > 1:
+            raise ScanError("mixed_format", "the slices' values are stored at different depths or signs")
+        dtype = types.pop()
+        size = int(np.prod(volume.shape)) * dtype.itemsize
+        if size > self._config.max_volume_mb * 1e6:
+            limit = f"scans.max_volume_mb = {self._config.max_volume_mb:g}"
+            raise ScanError("too_large", f"{size / 1e6:.0f} MB, more than {limit}")
+        flat = np.empty(size, np.uint8) if out is None or len(out) < size else out[:size]
+        voxels = flat.view(dtype).reshape(volume.shape)
+        sums = [0] * len(volume.members)
+        direct = [n for n, (index, _) in enumerate(volume.members) if _is_direct(files[index], headers[index])]
+
+        def fill(numbers: Sequence[int]) -> None:
+            for number in numbers:
+                index, frame = volume.members[number]
+                _read_frame(files[index], headers[index], frame, voxels[number])
+                sums[number] = frames.settle(voxels[number], headers[index])
+
+        if self._threads == 1 or len(direct) < 2:
+            fill(direct)
+        elif direct:
+            step = -(-len(direct) // self._threads)
+            with ThreadPoolExecutor(self._threads) as pool:
+                list(pool.map(fill, [direct[start : start + step] for start in range(0, len(direct), step)]))
+        rest = sorted(set(range(len(volume.members))) - set(direct))
+        places = [(files[volume.members[n][0]], headers[volume.members[n][0]], volume.members[n][1]) for n in rest]
+        for place, frame in self._decoded(places):
+            number = rest[place]
+            header = headers[volume.members[number][0]]
+            if frame.shape != volume.shape[1:]:
+                raise ScanError("decode_failed", "a frame of another size than the header declares")
+            voxels[number] = frame
+            sums[number] = frames.settle(voxels[number], header)
+        return voxels, sums
+
+    def _decoded(self, places: Sequence[tuple[SourceFile, Header, int]]) -> Iterator[tuple[int, AnyArray]]:
+        """Give frames that do not lie in their file as they are: by the decoding process, or by pydicom."""
+        packed = [n for n, (_, header, _) in enumerate(places) if header.transfer_syntax not in frames.UNCOMPRESSED]
+        if len(packed) < len(places):
+            for number, (file, header, frame) in enumerate(places):
+                if number not in packed:
+                    yield number, _with_pydicom(file, header, frame)
+        if not packed:
+            return
+        with tempfile.TemporaryDirectory(prefix="medtl-") as name:
+            folder = Path(name)
+            jobs, size, paths = [], 0, dict[tuple[Path, str | None], Path]()
+            for number in packed:
+                file, header, frame = places[number]
+                path = paths.setdefault((file.path, file.member), _on_disk(file, folder, len(paths)))
+                kind = decoding.format_of(header)
+                assert header.pixel_offset is not None
+                jobs.append(decoding.FrameJob(path, file.size, header.pixel_offset, header.frames, frame, kind, size))
+                size += kind.nbytes
+            output = folder / "pixels"
+            with output.open("xb") as stream:
+                stream.truncate(size)
+            for error in self._pool.decode(jobs, output):
+                if error is not None:
+                    raise error
+            values = np.memmap(output, np.uint8, "r")
+            for number, job in zip(packed, jobs, strict=True):
+                piece = values[job.output_offset : job.output_offset + job.format.nbytes]
+                yield number, piece.view(job.format.dtype).reshape(job.format.shape)
+
+    # ------------------------------------------------------------------------------------------------ files
+
+    def _images(self, member: Member, data: bytes, verdict: Verdict) -> list[Decoded]:
+        """Decode the frames of one object, each an image of its own."""
+        from pydicom import config as pydicom_config
+        from pydicom import dcmread
+
+        header = member.header
+        assert header is not None
+        check_size(header.rows, header.columns, self._config)
+        pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
+        dataset = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
+        stored: dict[int, AnyArray] = {}
+        if header.transfer_syntax not in frames.UNCOMPRESSED:
+            places = [(member.file, header, frame) for frame in range(header.frames)]
+            stored = {number: np.array(frame) for number, frame in self._decoded(places)}
+        found = []
+        for number in range(header.frames):
+            pixels, bits = dicom_pixels(dataset, self._config, stored.get(number), number)
+            check_pixels(pixels)
+            found.append(Decoded(pixels, {"source": "dicom", "bits": bits, "findings": verdict.codes}))
+        return found
+
+    def _nifti(self, data: bytes, verdict: Verdict) -> list[Decoded]:
+        """Give the volumes of a NIfTI file, or its one slice as an image."""
+        packed = data.startswith(b"\x1f\x8b")
+        start = nifti.gunzip_start(data) if packed else data[: nifti.NIFTI2_HEADER]
+        if not nifti.is_nifti(start):
+            raise ScanError("not_an_image", "a gzip file that holds no NIfTI")
+        header = nifti.parse_nifti(start, -1 if packed else len(data), self._config)
+        whole = nifti.bounded_gunzip(data, header.file_bytes, self._threads) if packed else data
+        flat = sum(side > 1 for side in header.shape) <= 2 and header.volumes == 1 and self._config.read != "volumes"
+        if flat:
+            return [self._nifti_image(whole, start)]
+        if self._config.read == "images":
+            raise ScanError("volume", "a volume; scans.read is 'images'")
+        found = []
+        for number in range(header.volumes):
+            values, seen = nifti.nifti_volume(header, whole, number)
+            codes = tuple(sorted({f.code for f in (*verdict.findings, *verdict.refuse((*header.findings, *seen)))}))
+            if header.channels != 1:
+                raise ScanError("unsupported_type", "a colour volume")
+            check_pixels(values)
+            fields = {
+                "source": "nifti",
+                "bits": values.dtype.itemsize * 8,
+                "affine": header.affine,
+                "slope": header.slope,
+                "intercept": header.intercept,
+                "findings": codes,
+            }
+            found.append(Decoded(values, fields))
+        return found
+
+    def _nifti_image(self, data: bytes | bytearray, start: bytes) -> Decoded:
+        import nibabel
+
+        kind = nibabel.Nifti2Image if start[4:7] in (b"n+2", b"ni2") else nibabel.Nifti1Image
+        image = kind.from_bytes(bytes(data))
+        rows, columns = ([int(side) for side in image.shape if side != 1] + [1, 1])[:2]
+        check_size(rows, columns, self._config)
+        values = np.asarray((nibabel.as_closest_canonical(image) if image.ndim > 2 else image).dataobj)
+        pixels = nifti_slice(compact(values))
+        check_pixels(pixels)
+        return Decoded(pixels, {"source": "nifti", "bits": 8 if pixels.dtype == np.uint8 else 16})
 
 
-def _decode_nifti(data: bytes, config: ScansConfig) -> Decoded:
-    import nibabel
-
-    limit = int(config.max_megapixels * 1e6 * 8) + 4096
-    if data.startswith(b"\x1f\x8b"):
-        with gzip.open(io.BytesIO(data)) as stream:
-            data = stream.read(limit + 1)
-        if len(data) > limit:
-            raise ScanError("too_large", "grows past scans.max_megapixels when it is unpacked")
-    kind = nibabel.Nifti2Image if data[4:7] in (b"n+2", b"ni2") else nibabel.Nifti1Image
-    image = kind.from_bytes(data)
-    sides = [int(side) for side in image.shape if side != 1]
-    if len(sides) > 2:
-        raise ScanError("volume", "a volume; this pipeline reads two-dimensional images")
-    rows, columns = (*sides, 1, 1)[:2]
-    check_size(rows, columns, config)
-    values = np.asarray((nibabel.as_closest_canonical(image) if image.ndim > 2 else image).dataobj)
-    pixels = nifti_slice(compact(values))
-    return Decoded(pixels, {"source": "nifti", "bits": 8 if pixels.dtype == np.uint8 else 16})
+def _is_direct(file: SourceFile, header: Header) -> bool:
+    return file.member is None and frames.is_direct(header)
 
 
-def _decode_npz(data: bytes, config: ScansConfig) -> list[Decoded]:
-    """Read the MedMNIST convention: ``{train,val,test}_images`` (n, rows, columns[, 3]) and ``…_labels`` (n, k)."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > config.max_file_mb * 1e6:
-            raise ScanError("too_large", f"grows past scans.max_file_mb = {config.max_file_mb:g} when it is unpacked")
-    decoded = []
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        for part in _MEDMNIST_PARTS:
-            if f"{part}_images" not in arrays:
-                continue
-            images = arrays[f"{part}_images"]
-            labels = arrays.get(f"{part}_labels")
-            if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-                raise ScanError("bad_header", f"{part}_images is not (n, rows, columns) or (n, rows, columns, 1 or 3)")
-            if labels is not None and len(labels) != len(images):
-                raise ScanError("bad_header", f"{part}_labels has another length than {part}_images")
-            check_size(images.shape[1], images.shape[2], config)
-            for row, image in enumerate(images):
-                label = None if labels is None else tuple(int(v) for v in np.atleast_1d(labels[row]))
-                pixels = native(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-                bits = 8 if pixels.dtype == np.uint8 else 16
-                decoded.append(Decoded(pixels, {"source": "npz", "bits": bits, "label": label, "part": part}))
-    if not decoded:
-        raise ScanError("not_an_image", "an archive without train_images, val_images or test_images")
-    return decoded
+def _read_frame(file: SourceFile, header: Header, frame: int, target: AnyArray) -> None:
+    """Read an uncompressed frame to its place."""
+    assert header.pixel_offset is not None
+    handle = open_regular(file.path)
+    try:
+        if file.stamp is not None and stamp_of(os.fstat(handle)) != file.stamp:
+            raise ScanError("changed", "a file changed while it was being read; it will be taken next time")
+        offset = header.pixel_offset + frame * target.nbytes
+        if os.preadv(handle, [target.reshape(-1).view(np.uint8).data], offset) != target.nbytes:
+            raise ScanError("truncated", "the pixel data ends before the last row")
+    finally:
+        os.close(handle)
 
 
-def _scan(file: SourceFile, index: int, count: int, decoded: Decoded, offset: int) -> Scan:
-    own = str(file.sha256)[:32] if count == 1 else _row_id(str(file.sha256), index)
-    pixels = np.ascontiguousarray(decoded.pixels)
-    described = f"{pixels.dtype.str}{pixels.shape}".encode()
-    return Scan(
-        scan_id=own,
-        shape=tuple(int(n) for n in pixels.shape),
-        dtype=pixels.dtype.str,
-        offset=offset,
-        pixel_digest=sha256(described + pixels.tobytes()).hexdigest()[:32],
-        **decoded.fields,
-    )
+def _with_pydicom(file: SourceFile, header: Header, frame: int) -> AnyArray:
+    """Read an uncompressed frame in whatever byte order and packing; python alone, nothing that can crash."""
+    from pydicom import dcmread
+    from pydicom.pixels.utils import pixel_array
+
+    data = read_bytes(file)
+    dataset: Any = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
+    return np.asarray(pixel_array(dataset, index=frame)).astype(frames.stored_type(header), copy=False)
 
 
-def _row_id(file: str, index: int) -> str:
-    return sha256(f"{file}/{index}".encode()).hexdigest()[:32]
+def _on_disk(file: SourceFile, folder: Path, number: int) -> Path:
+    """Give a path that the decoding process can open; a member of an archive is copied under a name of ours."""
+    if file.member is None:
+        return file.path
+    path = folder / f"member{number}"
+    path.write_bytes(read_bytes(file))
+    return path
+
+
+def _meaning(stored: AnyArray, headers: Sequence[Header], volume: Volume) -> tuple[float, float, AnyArray]:
+    """Give slope, intercept and stored values; values of slices that differ in both are scaled, each by its own."""
+    planes = [headers[index].planes[frame] for index, frame in volume.members]
+    scales = [
+        (1.0 if plane.slope is None else plane.slope, 0.0 if plane.intercept is None else plane.intercept)
+        for plane in planes
+    ]
+    if len(set(scales)) == 1:
+        return (*scales[0], stored)
+    factors, offsets = (np.array(column, np.float32)[:, None, None] for column in zip(*scales, strict=True))
+    return 1.0, 0.0, stored.astype(np.float32) * factors + offsets

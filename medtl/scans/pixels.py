@@ -21,20 +21,27 @@ if TYPE_CHECKING:
 _INTEGERS = (np.uint8, np.uint16, np.int16, np.int32)
 
 
-def dicom_pixels(header: Dataset, config: ScansConfig) -> tuple[AnyArray, int]:
-    """Decode one DICOM frame into meaningful values.
+def dicom_pixels(
+    header: Dataset, config: ScansConfig, stored: AnyArray | None = None, frame: int = 0
+) -> tuple[AnyArray, int]:
+    """Turn one DICOM frame into meaningful values.
+
+    Args:
+        stored: its decoded values, colour as RGB; None: they lie uncompressed in the header's pixel data.
+        frame: which frame of the object.
 
     Returns:
         Array of shape (rows, columns) or (rows, columns, 3), and the number of significant bits of a value.
 
     Raises:
-        ScanError: ``no_decoder``, or ``bad_header`` for a photometric interpretation that is not known.
+        ScanError: ``bad_header`` for a photometric interpretation that is not known, ``no_window``.
     """
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
     from pydicom.pixels.utils import pixel_array
 
-    check_decoder(header)
-    stored = native(pixel_array(header))  # YBR comes back as RGB
+    if stored is None:
+        stored = pixel_array(header, index=frame)  # YBR comes back as RGB
+    stored = native(stored)
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric == "PALETTE COLOR":
         return _eight_bits(apply_color_lut(stored, header)), 8
@@ -52,25 +59,6 @@ def dicom_pixels(header: Dataset, config: ScansConfig) -> tuple[AnyArray, int]:
         ends = apply_modality_lut(np.array([lowest, highest], dtype=np.int64).astype(stored.dtype), header)
         values = compact(float(ends[0]) + float(ends[1]) - values.astype(np.float64))
     return values, bits
-
-
-def check_decoder(header: Dataset) -> None:
-    """Refuse a compression that no installed plugin decodes.
-
-    Raises:
-        ScanError: ``no_decoder``, with the name of the transfer syntax and what to install.
-    """
-    from pydicom.pixels.decoders.base import get_decoder
-
-    syntax = header.file_meta.TransferSyntaxUID if hasattr(header, "file_meta") else None
-    try:
-        available = syntax is None or not syntax.is_compressed or get_decoder(syntax).is_available
-    except (NotImplementedError, ValueError):
-        available = False
-    if not available:
-        assert syntax is not None
-        known = syntax.name if not syntax.is_private else "a private transfer syntax"
-        raise ScanError("no_decoder", f"compressed as {known}, which no plugin here decodes (try the extra 'gdcm')")
 
 
 def native(values: AnyArray) -> AnyArray:

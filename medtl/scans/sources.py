@@ -178,7 +178,17 @@ def read_bytes(file: SourceFile) -> bytes:
     return data
 
 
-def _open_regular(path: Path) -> IO[bytes]:
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Give what tells whether a file changed."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading, never through a link; give its descriptor, for the caller to close.
+
+    Raises:
+        ScanError: ``not_a_file`` or ``unreadable``.
+    """
     try:
         # without O_NONBLOCK a pipe put there since would hold us for ever
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -187,7 +197,11 @@ def _open_regular(path: Path) -> IO[bytes]:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise ScanError("not_a_file", "a device or a pipe, not a regular file")
-    return os.fdopen(handle, "rb")
+    return handle
+
+
+def _open_regular(path: Path) -> IO[bytes]:
+    return os.fdopen(open_regular(path), "rb")
 
 
 class _LastArchive(threading.local):
@@ -220,10 +234,12 @@ def _listed(source: Path, config: ScansConfig, ignored: set[Path]) -> Iterator[S
     for folder, folders, names in os.walk(source, followlinks=False):
         folders.sort()
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        here = Path(folder)
+        below = here.relative_to(source).as_posix()
         for name in sorted(names + links):
-            path = Path(folder) / name
-            if path.resolve() not in ignored:
-                yield _look(path, path.relative_to(source).as_posix(), config)
+            path = here / name
+            if not ignored or path.resolve() not in ignored:
+                yield _look(path, name if below == "." else f"{below}/{name}", config)
 
 
 def _look(path: Path, relative: str, config: ScansConfig) -> SourceFile:
@@ -235,7 +251,7 @@ def _look(path: Path, relative: str, config: ScansConfig) -> SourceFile:
     if not stat.S_ISREG(status.st_mode):
         refusal = ScanError("not_a_file", "a link or a device, not a regular file; links are not followed")
         return SourceFile(path, relative, 0, None, refusal)
-    stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    stamp = stamp_of(status)
     if status.st_size == 0:
         return SourceFile(path, relative, 0, None, ScanError("empty_file", "the file has no bytes"), stamp=stamp)
     if status.st_size > config.max_file_mb * 1e6:
@@ -264,20 +280,20 @@ def _changed(file: SourceFile) -> bool:
         status = file.path.lstat()
     except OSError:
         return True
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino) != file.stamp
+    return stamp_of(status) != file.stamp
 
 
 def _identify(file: SourceFile, config: ScansConfig, index: SourceIndex | None) -> list[SourceFile]:
     """Give a file its digest; give an archive's members theirs."""
     if file.refusal is not None:
         return [file]
+    known = index.get(file) if index else None
+    if known is not None:
+        return [replace(file, sha256=known)]
     try:
         start = _first_bytes(file.path)
         if start.startswith(_ZIP) and not _is_npz(file):
             return _members(file, config, index)
-        known = index.get(file) if index else None
-        if known is not None:
-            return [replace(file, sha256=known)]
         read_at = time.time_ns()
         if _is_directory(start):
             listed = ScanError("dicomdir", "a DICOMDIR: the files it lists are taken by themselves")

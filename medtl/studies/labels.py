@@ -80,9 +80,10 @@ def build_cohort(scans: Sequence[Scan], rows: Sequence[LabelRow], config: Studie
     """
     matched, exclusions = _join(scans, rows)
     classes, task = _classes(rows, config.labels)
+    numbered = _are_numbered(rows, classes)
     usable: list[tuple[Scan, LabelRow, tuple[int | None, ...]]] = []
     for scan, row in matched:
-        target = _target(row.labels, classes, task)
+        target = _target(row.labels, classes, task, numbered)
         if isinstance(target, str):
             exclusions.append(_exclude(row.item, target))
         else:
@@ -113,7 +114,9 @@ def _join(scans: Sequence[Scan], rows: Sequence[LabelRow]) -> tuple[list[tuple[S
     matched = []
     for scan in scans:
         own = found.get(scan.scan_id, [])
-        if not own:
+        if scan.is_volume:
+            exclusions.append(_exclude(scan.scan_id[:16], "volume"))
+        elif not own:
             exclusions.append(_exclude(scan.scan_id[:16], "image_without_label"))
         elif len({row.labels for row in own}) > 1:
             exclusions.append(_exclude(scan.scan_id[:16], "conflicting_labels"))
@@ -170,7 +173,7 @@ def _classes(rows: Sequence[LabelRow], config: LabelsConfig) -> tuple[tuple[str,
         return config.classes or tuple(str(n) for n in range(width)), "multilabel"
     found = sorted({row.labels[0] for row in rows if row.labels[0]}, key=_numbers_first)
     classes = config.classes if config.classes is not None else tuple(found)
-    if all(label.isdecimal() for label in found) and config.classes and not set(found) & set(config.classes):
+    if config.classes and all(label.isdecimal() for label in found) and _are_numbered(rows, classes):
         found = [config.classes[int(label)] for label in found if int(label) < len(config.classes)]
     if len(classes) < 2 or len(found) < 2:
         raise StudyError(
@@ -179,7 +182,14 @@ def _classes(rows: Sequence[LabelRow], config: LabelsConfig) -> tuple[tuple[str,
     return classes, "binary" if len(classes) == 2 else "multiclass"
 
 
-def _target(labels: tuple[str, ...], classes: tuple[str, ...], task: Task) -> tuple[int | None, ...] | str:
+def _are_numbered(rows: Sequence[LabelRow], classes: tuple[str, ...]) -> bool:
+    """Tell whether labels may be numbers of classes: not where any row calls a class by its name."""
+    return not {row.labels[0] for row in rows if row.labels} & set(classes)
+
+
+def _target(
+    labels: tuple[str, ...], classes: tuple[str, ...], task: Task, numbered: bool
+) -> tuple[int | None, ...] | str:
     """Give the target, or the code of why there is none."""
     if task == "multilabel":
         marks = [1 if c.lower() in _ON else 0 if c.lower() in _OFF else None for c in labels]
@@ -187,7 +197,7 @@ def _target(labels: tuple[str, ...], classes: tuple[str, ...], task: Task) -> tu
     label = labels[0]
     if not label:
         return "blank_label"
-    if label not in classes and label.isdecimal() and int(label) < len(classes):
+    if numbered and label.isdecimal() and int(label) < len(classes):
         label = classes[int(label)]  # numbered classes (MedMNIST) that the config gives names
     if label not in classes:
         return "unknown_class"
@@ -249,6 +259,7 @@ def _check_classes(cohort: Cohort) -> None:
 _REASONS = {
     "label_without_image": "a label row whose image is not among the readable scans",
     "image_without_label": "a scan that no label row names",
+    "volume": "a volume where images are wanted (scans.read=images takes each slice as an image)",
     "blank_label": "the label is blank",
     "unknown_class": "the label is not one of studies.labels.classes",
     "conflicting_labels": "several label rows name this image and contradict each other",

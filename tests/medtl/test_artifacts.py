@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,72 @@ def test_a_folder_of_somebody_else_is_refused() -> None:
         command = [sys.executable, "-c", code, theirs]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert "cannot be written (Permission denied). Choose another workspace: --set workspace=FOLDER" in done.stdout
+
+
+UNREADABLE = """
+import os, sys
+from pathlib import Path
+from medtl.artifacts import Store
+from medtl.errors import StorageError
+if os.getuid() == 0:
+    os.setuid(65534)
+secret, workspace = Path(sys.argv[1]), Path(sys.argv[2])
+for build in (lambda folder: secret.read_bytes(), lambda folder: (secret.parent / "new").write_bytes(b"1")):
+    try:
+        Store(workspace).make("kind", {}, build)
+    except StorageError as error:
+        print(error)
+"""
+
+
+def test_what_may_not_be_read_is_not_called_a_workspace_that_cannot_be_written() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # outside tmp_path, whose parents nobody may enter
+        Path(folder).chmod(0o755)
+        source, workspace = Path(folder) / "source", Path(folder) / "workspace"
+        source.mkdir()
+        workspace.mkdir()
+        workspace.chmod(0o777)
+        (source / "Doe^Jane.dcm").write_bytes(b"1")
+        (source / "Doe^Jane.dcm").chmod(0)
+        source.chmod(0o555)
+        command = [sys.executable, "-c", UNREADABLE, str(source / "Doe^Jane.dcm"), str(workspace)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        source.chmod(0o755)
+    read, written = done.stdout.splitlines()
+    assert "Something that is read cannot be (Permission denied)" in read and "Jane" not in read
+    assert "cannot be written (Permission denied)" in written
+
+
+def half_built(store: Store, kind: str, fingerprint: str, hours: float) -> Path:
+    folder = store.root / kind / f".{fingerprint}.abc"
+    folder.mkdir(parents=True)
+    (folder / "x").write_text("half")
+    os.utime(folder, (time.time() - 3600 * hours,) * 2)
+    return folder
+
+
+def test_what_a_killed_run_left_is_swept_after_a_day_whatever_is_made_next(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    old, fresh = half_built(store, "other", "a" * 16, 25), half_built(store, "other", "b" * 16, 23)
+    store.make("kind", {}, write("1"))
+    assert (old.exists(), fresh.exists()) == (False, True)
+
+
+def test_what_somebody_is_still_building_is_not_swept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    slow = half_built(store, "other", "a" * 16, 50)
+    with store.lock("other-" + "a" * 16):
+        store.make("kind", {}, write("1"))
+        assert slow.exists()
+    store.make("kind", {"n": 2}, write("1"))
+    assert not slow.exists()
+
+
+def test_nothing_else_with_a_dot_is_swept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    other = half_built(store, "other", "notes", 99)
+    store.make("kind", {}, write("1"))
+    assert other.exists()
 
 
 def test_a_file_is_not_written_over_a_folder_or_under_an_impossible_name(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medtl.errors import SplitError, StudyError
+from medtl.errors import ModelError, SplitError, StudyError
 from medtl.records import PARTS, Cohort, Evaluation, Phase, Predictions, Scan, Score, Split, Study
 
 STUDY = Study("s-1", "scan", "p-1", (1, None), "digest")
@@ -46,10 +46,19 @@ def test_a_split_exists_if_and_only_if_no_group_crosses(members: list[tuple[str,
         assert tuple(split.part(part) for part in PARTS) == (split.train, split.val, split.test)
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_a_split_holds_each_study_once(part: str) -> None:
+    parts: dict[str, Any] = {name: (f"s-{name}",) for name in PARTS}
+    groups = {f"s-{name}": f"g-{name}" for name in PARTS}
+    Split(**parts, groups=groups, predefined=False)
+    with pytest.raises(SplitError, match=f"'{part}' part holds a study twice"):
+        Split(**{**parts, part: (f"s-{part}",) * 2}, groups=groups, predefined=False)
+
+
 def test_a_phase_that_moved_a_frozen_layer_cannot_be_written_down() -> None:
     facts: dict[str, Any] = {"frozen_digest_before": "a", "best_epoch": 1, "val_loss": 0.1, "val_auroc": None}
     Phase("head", ("head",), ("layer1",), 1, 1, {"head": 0.1}, frozen_digest_after="a", **facts)
-    with pytest.raises(ValueError, match="phase 'head' changed a frozen layer"):
+    with pytest.raises(ModelError, match="Phase 'head' changed a frozen layer"):
         Phase("head", ("head",), ("layer1",), 1, 1, {"head": 0.1}, frozen_digest_after="b", **facts)
 
 
@@ -83,7 +92,7 @@ def test_the_headline_is_the_mean_where_there_is_one_and_else_the_positive_class
 
 
 def test_a_scan_knows_grey_from_colour_and_stays_as_it_is() -> None:
-    scan = Scan("id", "image", (4, 5), "uint8", 0, "digest", (), 8)
+    scan = Scan("id", "image", (4, 5), "uint8", "digest", (), 8)
     assert (scan.channels, replace(scan, shape=(4, 5, 3)).channels) == (1, 3)
     with pytest.raises(FrozenInstanceError):
         scan.bits = 16  # type: ignore[misc]

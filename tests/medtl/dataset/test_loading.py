@@ -72,7 +72,7 @@ def test_a_pack_holds_what_prepare_gives_and_can_be_read_only(
 ) -> None:
     wanted = replace(plan, bits=bits, channels=channels, high=255.0 if bits == 8 else 300.0)
     pictures = {f"scan-{i}": np.full((20 + i, 40), 10 * i, np.uint8) for i in range(3)}
-    scans = [Scan(name, "image", p.shape, "|u1", 0, name, (), 8) for name, p in pictures.items()]
+    scans = [Scan(name, "image", p.shape, "|u1", name, (), 8) for name, p in pictures.items()]
     told: list[tuple[int, int]] = []
     with listening(lambda _, done, total: told.append((done, total))):
         write_pack(tmp_path, scans, lambda scan: pictures[scan.scan_id], wanted)

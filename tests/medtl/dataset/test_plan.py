@@ -21,7 +21,7 @@ AUTO = PlanConfig()
 def scan(
     name: str, shape: tuple[int, ...] = (100, 80), dtype: str = "|u1", bits: int = 8, modality: str | None = None
 ) -> Scan:
-    return Scan(name, "image", shape, dtype, 0, name, (), bits, modality=modality)
+    return Scan(name, "image", shape, dtype, name, (), bits, modality=modality)
 
 
 def pixels(given: Scan) -> Any:
@@ -110,8 +110,8 @@ def test_every_decision_has_a_reason_and_all_of_it_comes_back_from_disk(tmp_path
 
 def test_a_scan_of_another_depth_does_not_fit_a_fixed_range() -> None:
     plan = Plan("binary", ("a", "b"), (32, 32), 1, 8, "fixed", 0.0, 255.0, (0.5, 99.5), {}, {})
-    eight = Scan("1", "image", (4, 4), "|u1", 0, "x", (), 8)
-    deep = Scan("2", "image", (4, 4), "<u2", 0, "y", (), 12)
+    eight = Scan("1", "image", (4, 4), "|u1", "x", (), 8)
+    deep = Scan("2", "image", (4, 4), "<u2", "y", (), 12)
     assert misfit(eight, plan) is None
     assert "12 bits" in str(misfit(deep, plan))
     assert misfit(deep, replace(plan, intensity="per_image")) is None

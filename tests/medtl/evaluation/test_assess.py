@@ -10,9 +10,10 @@ import pytest
 from sklearn import metrics as sk
 
 from medtl.config import EvaluationConfig, UncertaintyConfig
+from medtl.errors import ModelError, SplitError, StudyError
 from medtl.evaluation.assess import assess
 from medtl.evaluation.metrics import METRICS
-from medtl.records import Predictions, Task
+from medtl.records import Evaluation, Predictions, Score, Task
 
 CONFIG = EvaluationConfig(uncertainty=UncertaintyConfig(resamples=100))
 CLASSES = {"binary": ("healthy", "ill"), "multiclass": ("a", "b", "c"), "multilabel": ("edema", "mass", "nodule")}
@@ -24,13 +25,18 @@ def predicted(task: str, part: str = "test", n: int = 120, seed: int = 0) -> Pre
     targets = (rng.random((n, width)) < 0.4) * 1.0 if task == "multilabel" else np.eye(width)[np.arange(n) % width]
     scores = rng.random((n, width)) + targets
     probabilities = scores / 2 if task == "multilabel" else scores / scores.sum(1, keepdims=True)
-    ids, people = tuple(f"s-{i}" for i in range(n)), tuple(f"p-{i // 2}" for i in range(n))
+    ids, people = tuple(f"s-{part}-{i}" for i in range(n)), tuple(f"p-{part}-{i // 2}" for i in range(n))
     return Predictions(part, ids, people, targets, probabilities)
 
 
-def assessed(task: Any, **changes: Any) -> Any:
-    test = replace(predicted(task), **changes)
+def assessed(task: Any, n: int = 120, **changes: Any) -> Any:
+    test = replace(predicted(task, n=n), **changes)
     return assess(predicted(task, "val"), test, task, CLASSES[task], CONFIG, 0), test
+
+
+def only(found: Evaluation, metric: str, label: str) -> Score:
+    (score,) = [score for score in found.scores if (score.metric, score.label) == (metric, label)]
+    return score
 
 
 def test_a_binary_task_reports_the_positive_class_at_the_threshold_of_validation() -> None:
@@ -97,14 +103,81 @@ def test_one_class_only_is_not_estimable_and_never_zero(task: Any) -> None:
     assert not found.curves
 
 
-def test_a_label_nobody_read_is_not_estimable_and_left_out_of_the_macro_mean() -> None:
+def test_a_label_nobody_read_leaves_no_macro_mean_that_a_gate_could_pass() -> None:
     targets = predicted("multilabel").targets.copy()
     targets[:, 1] = np.nan
     found, _ = assessed("multilabel", targets=targets)
-    scores = {s.label: s for s in found.scores if s.metric == "auroc"}
-    assert scores["mass"].value is None
-    assert scores["macro"].value == pytest.approx((scores["edema"].value + scores["nodule"].value) / 2)
-    assert "without 1 of 3" in scores["macro"].note
+    assert only(found, "auroc", "edema").value is not None
+    macro = only(found, "auroc", "macro")
+    assert (macro.value, macro.low) == (None, None) and macro.note == "not estimable: no value for mass"
+    assert found.score("auroc") == macro
+
+
+def test_a_class_without_an_interval_leaves_the_macro_mean_without_one() -> None:
+    people = np.array(predicted("multiclass").patients)
+    people[2::3] = "p-only"
+    found, _ = assessed("multiclass", patients=tuple(people))
+    macro = only(found, "auroc", "macro")
+    assert macro.value is not None and macro.low is None and "none for c" in macro.note
+
+
+def test_the_balanced_accuracy_of_several_classes_is_that_of_the_most_probable_one() -> None:
+    probabilities = predicted("multiclass").probabilities.copy()
+    probabilities[::5] = np.roll(probabilities[::5], 1, axis=1)
+    found, test = assessed("multiclass", probabilities=probabilities)
+    truth, chosen = test.targets.argmax(1), test.probabilities.argmax(1)
+    score = found.score("balanced_accuracy")
+    assert score.label == "all"
+    assert score.value == pytest.approx(sk.balanced_accuracy_score(truth, chosen))
+    assert 0 < score.low < score.value < score.high < 1
+    absent, _ = assessed("multiclass", targets=np.eye(3)[np.arange(120) % 2])
+    assert absent.score("balanced_accuracy").value is None
+    assert "no value for c" in absent.score("balanced_accuracy").note
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_a_perfect_model_on_few_patients_is_far_from_certain(task: Any) -> None:
+    lows = []
+    for n in (12, 24, 60):
+        targets = predicted(task, n=n).targets
+        found, _ = assessed(task, n=n, probabilities=targets, patients=tuple(f"p-{i}" for i in range(n)))
+        for metric in ("auroc", "average_precision", "balanced_accuracy", "sensitivity", "specificity", "f1"):
+            score = found.score(metric)
+            assert score.value == 1 and score.high == 1 and "exact bound" in score.note, metric
+        lows.append(found.score("auroc").low)
+        assert found.score("brier").value == 0 and found.score("brier").high > 0.05
+    assert lows[0] < lows[1] < lows[2] < 1
+
+
+def test_five_of_five_found_is_clopper_and_pearsons_interval() -> None:
+    targets = np.eye(2)[np.arange(10) % 2]
+    found, _ = assessed("binary", n=10, targets=targets, probabilities=targets, patients=tuple("abcdefghij"))
+    score = found.score("sensitivity")
+    assert (score.value, score.high) == (1, 1) and score.low == pytest.approx(0.4782, abs=1e-4)
+    assert found.score("auroc").low == pytest.approx(0.4782, abs=1e-4)
+
+
+def test_one_mistake_never_raises_the_lower_bound() -> None:
+    targets = np.eye(2)[np.arange(20) % 2]
+    probabilities = targets * 0.8 + 0.1
+    worse = probabilities.copy()
+    worse[1] = [0.15, 0.85]
+    worse[0] = [0.12, 0.88]
+    people = tuple(f"p-{i}" for i in range(20))
+    perfect, _ = assessed("binary", n=20, targets=targets, probabilities=probabilities, patients=people)
+    mistaken, _ = assessed("binary", n=20, targets=targets, probabilities=worse, patients=people)
+    assert mistaken.score("auroc").value < 1
+    for metric in ("auroc", "average_precision", "sensitivity", "specificity", "balanced_accuracy", "f1"):
+        assert mistaken.score(metric).low <= perfect.score(metric).low, metric
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_another_key_for_the_pseudonyms_changes_no_figure(task: Any) -> None:
+    test = predicted(task)
+    others = {name: f"q-{hash_ * 7919 % 1009:04d}" for hash_, name in enumerate(dict.fromkeys(test.patients))}
+    renamed = tuple(others[name] for name in test.patients)
+    assert sorted(renamed) != list(renamed) and len(set(renamed)) == len(set(test.patients))
+    assert assessed(task)[0] == assessed(task, patients=renamed)[0]
 
 
 def test_no_label_at_all_is_not_estimable() -> None:
@@ -120,17 +193,53 @@ def test_one_patient_has_values_but_no_interval() -> None:
     assert any("1 patients only" in note for note in found.notes)
 
 
-def test_all_probabilities_equal_is_chance() -> None:
+def test_all_probabilities_equal_is_chance_and_no_certainty() -> None:
     found, _ = assessed("binary", probabilities=np.full((120, 2), 0.5))
     score = found.score("auroc")
-    assert (score.value, score.low, score.high) == (0.5, 0.5, 0.5)
+    assert score.value == 0.5 and 0.4 < score.low < 0.5 < score.high < 0.6
 
 
-def test_a_probability_that_is_not_a_number_is_refused() -> None:
-    broken = predicted("binary").probabilities.copy()
-    broken[3, 1] = np.nan
-    with pytest.raises(ValueError, match="'test' part are not finite"):
-        assessed("binary", probabilities=broken)
+def changed(array: np.ndarray[Any, Any], row: int, values: list[float]) -> np.ndarray[Any, Any]:
+    return np.concatenate([array[:row], [values], array[row + 1 :]])
+
+
+@pytest.mark.parametrize("values", [[0.5, np.nan], [1.5, -0.5], [np.inf, 0], [0.6, 0.6], [0, 0]], ids=str)
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_what_is_no_probability_is_refused(part: str, values: list[float]) -> None:
+    parts = {name: predicted("binary", name) for name in ("val", "test")}
+    parts[part] = replace(parts[part], probabilities=changed(parts[part].probabilities, 3, values))
+    with pytest.raises(ModelError, match=f"'{part}' part .* 1 studies"):
+        assess(parts["val"], parts["test"], "binary", CLASSES["binary"], CONFIG, 0)
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.5], [0, 2], [1, 1], [0, 0], [np.nan, np.nan]], ids=str)
+def test_what_is_no_truth_is_refused(values: list[float]) -> None:
+    with pytest.raises(StudyError, match=r"'test' part .* 1 studies"):
+        assessed("binary", targets=changed(predicted("binary").targets, 3, values))
+
+
+def test_a_multilabel_truth_is_0_or_1_or_unknown() -> None:
+    with pytest.raises(StudyError, match="not 0, 1 or unknown for 1 studies"):
+        assessed("multilabel", targets=changed(predicted("multilabel").targets, 3, [0, 0.3, np.nan]))
+
+
+def test_a_patient_in_validation_and_test_is_refused() -> None:
+    people = (*predicted("binary", "val").patients[:2], *predicted("binary").patients[2:])
+    with pytest.raises(SplitError, match="1 patients are in both validation and test"):
+        assessed("binary", patients=people)
+
+
+def test_an_empty_part_and_a_study_predicted_twice_are_refused() -> None:
+    with pytest.raises(SplitError, match="no predictions of the 'test' part"):
+        assessed("binary", n=0)
+    with pytest.raises(SplitError, match="'test' part hold a study twice"):
+        assessed("binary", study_ids=("s-1",) * 120)
+
+
+def test_a_column_too_few_is_refused() -> None:
+    one = np.ones((120, 1))
+    with pytest.raises(ModelError, match="one column for each of 2 classes"):
+        assessed("binary", targets=one, probabilities=one)
 
 
 def test_the_calibration_curve_counts_every_study_once() -> None:

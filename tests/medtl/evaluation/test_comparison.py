@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from medtl.config import UncertaintyConfig
 from medtl.evaluation.comparison import compare
 from medtl.evaluation.metrics import auroc
-from medtl.evaluation.uncertainty import patient_weights
+from medtl.evaluation.uncertainty import drawn
 from medtl.records import Predictions
 
 FEW = UncertaintyConfig(resamples=200)
@@ -44,7 +44,7 @@ def test_pairing_makes_the_interval_narrower_than_two_models_apart() -> None:
     model, reference = predicted(1, noise=1), predicted(1, noise=2)
     paired = compare(model, reference, ("a", "b"), FEW, 0).difference
     apart = [
-        auroc(p.targets[:, 1], p.probabilities[:, 1], patient_weights(p.patients, 200, seed))
+        auroc(p.targets[:, 1], p.probabilities[:, 1], next(drawn(p.study_ids, p.patients, 200, seed)))
         for seed, p in enumerate((model, reference))
     ]
     low, high = np.quantile(apart[0] - apart[1], [0.025, 0.975])
@@ -72,3 +72,21 @@ def test_unknown_targets_are_left_out_of_both() -> None:
     good, poor = (replace(predicted(strength), targets=targets) for strength in (2, 0.5))
     found = compare(good, poor, ("good", "poor"), FEW, 0)
     assert found.reference_score.value == pytest.approx(roc_auc_score(targets[10:, 1], poor.probabilities[10:, 1]))
+
+
+def test_two_perfect_models_on_few_patients_may_differ() -> None:
+    labels = np.arange(12) % 2
+    ids, people = tuple(f"s-{i}" for i in range(12)), tuple(f"p-{i}" for i in range(12))
+    perfect = Predictions("test", ids, people, np.eye(2)[labels], np.eye(2)[labels])
+    found = compare(perfect, perfect, ("a", "b"), FEW, 0)
+    assert found.difference.value == 0
+    assert found.difference.low == pytest.approx(-(1 - 0.025 ** (1 / 6)))
+    assert found.difference.high == pytest.approx(1 - 0.025 ** (1 / 6))
+    assert found.reference_score.low == pytest.approx(0.025 ** (1 / 6))
+
+
+def test_a_class_that_one_cannot_measure_leaves_no_mean() -> None:
+    targets = np.stack([predicted(1).targets[:, 1], np.ones(80)], 1)
+    model = replace(predicted(1), targets=targets)
+    found = compare(model, model, ("a", "b"), FEW, 0)
+    assert found.difference.value is None and "class 2 of 2" in found.difference.note

@@ -73,3 +73,21 @@ def test_the_threshold_lies_between_scores_so_that_a_last_digit_moves_nothing() 
 def test_one_kind_only_gives_one_half_and_says_so(truth: Array, rule: Any) -> None:
     point = choose(truth, np.linspace(0, 1, len(truth)), ThresholdConfig(rule=rule), "ill")
     assert point.threshold == 0.5 and point.chosen_on == "none" and "one kind" in point.rule
+
+
+@given(validations(), st.sampled_from(["youden", "sensitivity", "specificity"]), st.integers(0, 2**32 - 1))
+def test_a_nudge_of_the_last_digits_flips_no_decision(data: tuple[Array, Array], rule: Any, seed: int) -> None:
+    truth, score = data
+    nudge = np.random.default_rng(seed).uniform(-1e-7, 1e-7, len(score))
+    nudged = np.clip(score + nudge, 0, 1)
+    config = ThresholdConfig(rule=rule, target=0.8)
+    point, other = choose(truth, score, config, "ill").threshold, choose(truth, nudged, config, "ill").threshold
+    assert ((score >= point) == (nudged >= point)).all()
+    assert other == pytest.approx(point, abs=1e-6)
+    assert np.isfinite(point)
+
+
+@pytest.mark.parametrize("rule, score", [("sensitivity", [0.2, 0.3]), ("specificity", [0.3, 0.2])])
+def test_where_only_an_extreme_reaches_the_target_it_lies_off_the_scores(rule: Any, score: list[float]) -> None:
+    point = choose(np.array([1.0, 0]), np.array(score[::-1]), ThresholdConfig(rule=rule, target=1.0), "ill")
+    assert min(abs(point.threshold - value) for value in score) > 0.04

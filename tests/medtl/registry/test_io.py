@@ -70,3 +70,14 @@ def test_a_release_whose_files_are_gone_says_so(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / entry.artifact)
     with pytest.raises(StorageError, match="are gone"):
         found.open(entry)
+
+
+def test_a_beginning_that_fits_several_releases_is_refused_and_names_them(tmp_path: Path) -> None:
+    found = Register(tmp_path)
+    for number, release_id in enumerate(("r-12ab", "r-12cd", "r-12", "r-345")):
+        found.enter(Release(release_id, "study", "validated", ()), made(tmp_path, number))
+    found.enter(Release("r-3477", "other", "validated", ()), made(tmp_path, 9))
+    with pytest.raises(MedtlError, match=r"'r-1' fits several releases: r-12ab \(validated\), r-12cd .*, r-12 "):
+        found.choose("study", "r-1", candidates=False)
+    for asked, given in (("r-12", "r-12"), ("r-12a", "r-12ab"), ("r-3", "r-345")):
+        assert found.choose("study", asked, candidates=False).release.release_id == given

@@ -20,7 +20,7 @@ NAMES = Pseudonymiser(b"0123456789abcdef")
 
 def scan(name: str, number: int, patient: str | None = None, uid: str | None = None, **more: Any) -> Scan:
     keys = (*NAMES.file_keys(name), *([NAMES.uid_key(uid)] if uid else []))
-    return Scan(f"{number:016d}{0:016d}", "image", (4, 4), "|u1", 0, f"px{number}", keys, 8, patient=patient, **more)
+    return Scan(f"{number:016d}{0:016d}", "image", (4, 4), "|u1", f"px{number}", keys, 8, patient=patient, **more)
 
 
 def joined(tmp_path: Path, table: str, scans: list[Scan], **options: Any) -> Cohort:
@@ -125,6 +125,21 @@ def test_labels_inside_the_source_get_the_configs_names() -> None:
     assert cohort.classes == ("no", "yes")
     assert [s.target[1] for s in cohort.studies] == [0, 1, 0, 1]
     assert {s.part for s in cohort.studies} == {"train"}
+
+
+def test_a_number_is_no_class_where_the_table_has_names(tmp_path: Path) -> None:
+    scans = [scan(f"{n}.png", n) for n in range(4)]
+    table = "path,label,patient\n0,no,0\n1,yes,1\n2,1,2\n3,0,3\n"
+    cohort = joined(tmp_path, table, scans, classes=("no", "yes"))
+    assert codes(cohort) == ["unknown_class", "unknown_class"]
+    assert [s.target for s in cohort.studies] == [(1, 0), (0, 1)]
+
+
+@pytest.mark.parametrize("classes", [("no", "yes"), ("0", "1"), None])
+def test_a_number_is_a_class_where_the_table_has_numbers_alone(tmp_path: Path, classes: tuple[str, str] | None) -> None:
+    cohort = joined(tmp_path, "path,label,patient\na/x.png,0,1\nb/y.png,1,2\nz,1,3\n", SCANS, classes=classes)
+    assert [s.target for s in cohort.studies] == [(1, 0), (0, 1), (0, 1)]
+    assert cohort.classes == (classes or ("0", "1"))
 
 
 @pytest.mark.parametrize("text", ["\ufeffpath;label\nx;1\n", "path\tlabel\nx\t1\n", "path,label\r\nx,1\r\n"])

@@ -1,0 +1,89 @@
+"""What a result leaves open when patients are few and all of them agree.
+
+Where every patient is judged rightly, every resample gives the same value and the bootstrap's interval is a point,
+however few the patients were. Then the exact bound stands in. A share of patients that would be judged otherwise goes
+unseen among n with a chance of ``alpha / 2`` if it is ``1 - (alpha / 2) ** (1 / n)``, whatever these would score:
+5 of 5 found is a sensitivity in [.478, 1].
+Source: Clopper and Pearson, Biometrika 26 (1934); Hanley and Lippman-Hand, JAMA 249 (1983), the rule of three.
+
+The same bound holds for the AUROC A, with n the patients of the rarer kind: these make n pairs of a diseased and a
+healthy patient that share nobody, each pair is in order with a chance of at most A, so all of them with at most A ** n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from medtl.records import FloatArray
+
+RestsOn = Literal["diseased", "healthy", "rarer", "both", "ranking", "called", "cleared", "all"]
+_STEPS = 256  # of the search for the worst average precision; finer ones move the third digit
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Distinct patients of each kind; a patient with images of two kinds counts in both."""
+
+    diseased: int
+    healthy: int
+    called: int
+    cleared: int
+    all: int
+    odds: float  # healthy studies per diseased study
+
+    @classmethod
+    def of(cls, patients: Sequence[str], truth: FloatArray, called: FloatArray) -> Counts:
+        """Count the patients of studies whose truth and decision are 0 or 1."""
+        people = np.asarray(patients, dtype=np.str_)
+        kinds = (truth > 0.5, truth < 0.5, called > 0.5, called < 0.5)
+        diseased, healthy, positive, negative = (len(np.unique(people[kind])) for kind in kinds)
+        odds = float(kinds[1].sum() / max(1, kinds[0].sum()))
+        return cls(diseased, healthy, positive, negative, len(np.unique(people)), odds)
+
+    def needed(self, rests_on: RestsOn) -> int:
+        """Count the patients of the rarest kind that a metric cannot do without."""
+        if rests_on == "all":
+            return self.all
+        rarer = min(self.diseased, self.healthy)
+        return min(rarer, {"called": self.called, "cleared": self.cleared}.get(rests_on, rarer))
+
+
+def least_of_a_perfect(rests_on: RestsOn, counts: Counts, level: float) -> float:
+    """Give the least value that patients who all agree on 1 leave open; 0 where there is nobody."""
+    if rests_on == "both":  # if the mean is below the mean of two bounds, one of the two is below its own
+        return (least_share(counts.diseased, level) + least_share(counts.healthy, level)) / 2
+    if rests_on == "ranking":
+        return _least_average_precision(counts, level)
+    rarer = min(counts.diseased, counts.healthy)
+    patients = {
+        "diseased": counts.diseased,
+        "healthy": counts.healthy,
+        "called": counts.called,
+        "cleared": counts.cleared,
+        "all": counts.all,
+    }
+    return least_share(patients.get(rests_on, rarer), level)
+
+
+def least_share(patients: int, level: float) -> float:
+    """Give the lower limit of a share where all of these patients are in it: Clopper and Pearson's."""
+    return float(((1 - level) / 2) ** (1 / patients)) if patients else 0.0
+
+
+def _least_average_precision(counts: Counts, level: float) -> float:
+    """Give the least average precision that a perfect ranking leaves open.
+
+    A share ``low`` of the diseased may yet rank last, a share ``high`` of the healthy first, together unseen with a
+    chance of ``alpha / 2``. With ``c = high * odds``, precision at recall r is then ``r / (r + c)`` up to ``1 - low``.
+    One false alarm among many healthy costs more precision than one miss does, so the AUROC's bound would not hold.
+    """
+    if not min(counts.diseased, counts.healthy):
+        return 0.0
+    kept = np.linspace(least_share(counts.diseased, level), 1, _STEPS)  # 1 - low
+    unseen = np.minimum((1 - level) / 2 / kept**counts.diseased, 1)
+    c = np.maximum((1 - unseen ** (1 / counts.healthy)) * counts.odds, 1e-12)
+    return max(0.0, float((kept - c * np.log1p(kept / c)).min()))

@@ -1,0 +1,155 @@
+"""A folder of files becomes validated NIfTI files, without a workspace: the same checks, nothing remembered.
+
+Two threads each take a series: its pixels are read into the volume in memory, checked there, and written once. Outputs
+are named by pseudonyms; what was left out stands in ``refused.csv`` with its reason.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medtl.config import ScansConfig
+from medtl.errors import ScanError
+from medtl.progress import advance
+from medtl.pseudonyms import Pseudonymiser
+from medtl.records import AnyArray, Exclusion
+from medtl.scans import io
+from medtl.scans.checks import action_of, check_policy
+from medtl.scans.frames import stored_type
+from medtl.scans.intake import judge_with_pixels
+from medtl.scans.series import REFUSED, Member, Verdict
+from medtl.scans.sources import SourceFile, list_files
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """One file that was written, and where it came from."""
+
+    output: str
+    item: str  # pseudonym of its series, or of its one file
+    files: int
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What became of a folder."""
+
+    files: int
+    volumes: tuple[Converted, ...]
+    refused: tuple[Exclusion, ...]
+
+
+def convert(source: Path, out: Path, config: ScansConfig, names: Pseudonymiser, gzip: bool = False) -> Conversion:
+    """Write every volume below ``source`` that passes all checks as NIfTI into ``out``.
+
+    Args:
+        out: a folder; made if missing.
+        gzip: write ``.nii.gz``.
+
+    Raises:
+        StorageError: the source holds nothing, or the outputs cannot be written.
+    """
+    check_policy(config.checks.policy)
+    config = config.model_copy(update={"read": "volumes"})
+    files = list_files(source, config)
+    refused = [_exclude(names.file(f.relative), f.refusal, config) for f in files if f.refusal is not None]
+    members = list(_headers([file for file in files if file.refusal is None], config))
+    bundles: dict[str, list[Member]] = defaultdict(list)
+    for number, member in enumerate(members):
+        series = member.header.series if member.header else None
+        bundles[names.name("series", series) if series else f"#{number}"].append(member)
+    written: list[Converted] = []
+    io.prepare_folder(out)
+    writer = _Writer(out, config, names, gzip)
+    with writer.reader, ThreadPoolExecutor(config.workers) as pool:
+        for number, (volumes, left_out) in enumerate(pool.map(writer.series, bundles.items()), 1):
+            written += volumes
+            refused += left_out
+            advance("converting series", number, len(bundles))
+    result = Conversion(len(files), tuple(written), tuple(refused))
+    io.write_conversion(out, result.refused)
+    return result
+
+
+def _headers(files: Sequence[SourceFile], config: ScansConfig) -> Iterator[Member]:
+    with ThreadPoolExecutor(config.workers) as pool:
+        for number, member in enumerate(pool.map(io.look, files, chunksize=32), 1):
+            yield member
+            if number % 64 == 0 or number == len(files):
+                advance("reading headers", number, len(files))
+
+
+class _Writer:
+    """Converts series, several at a time; each thread reads into memory that it uses again."""
+
+    def __init__(self, out: Path, config: ScansConfig, names: Pseudonymiser, gzip: bool) -> None:
+        self._out, self._config, self._names, self._gzip = out, config, names, gzip
+        self.reader = io.Reader(config, threads=1)
+        self._memory = threading.local()
+
+    def series(self, bundle: tuple[str, list[Member]]) -> tuple[list[Converted], list[Exclusion]]:
+        """Convert one series, or one file."""
+        key, members = bundle
+        written: list[Converted] = []
+        refused: list[Exclusion] = []
+        for number, verdict in enumerate(judge_with_pixels(members, self._config, lambda _: set(), self.reader)):
+            own = [members[index] for index in verdict.members]
+            item = key if not key.startswith("#") else self._names.file(own[0].file.relative)
+            if verdict.action in REFUSED:
+                worst = verdict.findings[0]
+                refused.append(Exclusion(item, "scans", worst.code, worst.reason, len(own), verdict.action))
+                continue
+            try:
+                written += self._convert(own, verdict, item, number)
+            except ScanError as error:
+                refused.append(_exclude(item, error, self._config, len(own)))
+        return written, refused
+
+    def _convert(self, own: list[Member], verdict: Verdict, item: str, number: int) -> Iterator[Converted]:
+        for part, voxels in enumerate(self._volumes(own, verdict)):
+            name = f"{item}-{number}" + (f"-{part}" if part else "") + (".nii.gz" if self._gzip else ".nii")
+            io.write_nifti(self._out / name, voxels, self._config.workers)
+            spacing = np.linalg.norm(np.array(voxels.affine)[:3, :3], axis=0)
+            rows, columns, slices = (round(float(mm), 6) for mm in spacing)
+            slices_rows_columns = tuple(int(n) for n in voxels.stored.shape)
+            assert len(slices_rows_columns) == 3
+            yield Converted(name, item, len(own), slices_rows_columns, (rows, columns, slices), voxels.findings)
+
+    def _volumes(self, own: list[Member], verdict: Verdict) -> Iterator[io.Voxels]:
+        if verdict.volume is not None:
+            header = own[0].header
+            assert header is not None
+            size = int(np.prod(verdict.volume.shape)) * stored_type(header).itemsize
+            yield self.reader.volume(own, verdict, self._room(size))
+            return
+        for decoded in self.reader.decode(own, verdict):
+            fields = decoded.fields
+            if "affine" not in fields:
+                raise ScanError("no_geometry", "an image without a place in space")
+            yield io.Voxels(
+                decoded.pixels, fields["affine"], fields["slope"], fields["intercept"], fields.get("findings", ())
+            )
+
+    def _room(self, size: int) -> AnyArray:
+        """Give this thread's memory, larger if need be: fresh pages cost as much as reading them full."""
+        held: AnyArray | None = getattr(self._memory, "bytes", None)
+        if held is None or len(held) < size:
+            if size > self._config.max_volume_mb * 1e6:
+                return np.empty(0, np.uint8)  # refused before anything is read
+            held = self._memory.bytes = np.empty(size, np.uint8)
+        return held
+
+
+def _exclude(item: str, error: ScanError, config: ScansConfig, files: int = 1) -> Exclusion:
+    action = action_of(error.code, config.checks.policy)
+    return Exclusion(item, "scans", error.code, error.reason, files, action if action in REFUSED else "quarantine")

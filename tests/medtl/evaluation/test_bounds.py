@@ -1,0 +1,59 @@
+"""Few patients leave much open, and the bounds say how much."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from medtl.evaluation.bounds import Counts, RestsOn, least_of_a_perfect, least_share
+from medtl.evaluation.metrics import auroc, average_precision
+
+
+def counts(diseased: int, healthy: int) -> Counts:
+    both = diseased + healthy
+    return Counts(diseased, healthy, diseased, healthy, both, healthy / diseased)
+
+
+@pytest.mark.parametrize("patients", [1, 2, 5, 30, 1000])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_the_bound_of_a_share_is_clopper_and_pearsons(patients: int, level: float) -> None:
+    wanted = binomtest(patients, patients).proportion_ci(level, method="exact").low
+    assert least_share(patients, level) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("rests_on", get_args(RestsOn))
+def test_more_patients_leave_less_open_and_never_nothing(rests_on: RestsOn) -> None:
+    bounds = [least_of_a_perfect(rests_on, counts(n, 2 * n), 0.95) for n in (2, 5, 20, 100, 10_000)]
+    assert bounds == sorted(set(bounds)) and bounds[0] >= 0 and 0.99 < bounds[-1] < 1
+    nobody = Counts(0, 0, 0, 0, 0, 0.0)
+    assert least_of_a_perfect(rests_on, nobody, 0.95) == 0
+
+
+@pytest.mark.parametrize("diseased, healthy", [(4, 4), (5, 20), (20, 5)])
+@pytest.mark.parametrize("who", ["diseased", "healthy"])
+def test_a_population_below_the_bound_seldom_looks_perfect(diseased: int, healthy: int, who: str) -> None:
+    """A hidden share of one kind looks like the other: how often do so few patients not show it?"""
+    rng = np.random.default_rng(0)
+    found = counts(diseased, healthy)
+    hidden = 1 - least_share({"diseased": diseased, "healthy": healthy}[who], 0.95)
+    trials = 20_000
+    seen = rng.random((trials, {"diseased": diseased, "healthy": healthy}[who])) < hidden
+    assert (~seen.any(1)).mean() == pytest.approx(0.025, abs=0.004)
+    # the same population's own AUROC and average precision: not below what the bounds say
+    size, share = 20_000, diseased / (diseased + healthy)
+    truth = (np.arange(size) < share * size).astype(np.float64)
+    score, ones = truth + rng.random(size) / 2, np.ones((1, size))
+    astray = np.flatnonzero(truth == (who == "diseased"))[: int(hidden * (truth == (who == "diseased")).sum())]
+    score[astray] += -2.0 if who == "diseased" else 2.0
+    assert auroc(truth, score, ones)[0] >= least_of_a_perfect("rarer", found, 0.95) - 1e-3
+    assert average_precision(truth, score, ones)[0] >= least_of_a_perfect("ranking", found, 0.95) - 1e-3
+
+
+def test_a_patient_with_images_of_two_kinds_counts_in_both() -> None:
+    found = Counts.of(["a", "a", "b", "b"], np.array([1.0, 0, 1, 1]), np.array([1.0, 1, 1, 0]))
+    assert (found.diseased, found.healthy, found.called, found.cleared, found.all) == (2, 1, 2, 1, 2)
+    assert found.odds == pytest.approx(1 / 3)
+    assert [found.needed(kind) for kind in ("all", "diseased", "called")] == [2, 1, 1]

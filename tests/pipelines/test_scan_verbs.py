@@ -1,0 +1,163 @@
+"""The verbs for scans by themselves, as a person calls them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from pydicom import Dataset, FileMetaDataset, dcmread
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from medtl.audit import AuditLog
+from pipelines.cli import call
+
+
+def write_series(folder: Path, slices: int = 6, **attributes: Any) -> list[Path]:
+    folder.mkdir(parents=True)
+    series, study, frame = generate_uid(), generate_uid(), generate_uid()
+    paths = []
+    for index in range(slices):
+        header = Dataset()
+        header.file_meta = FileMetaDataset()
+        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = CTImageStorage
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        header.SeriesInstanceUID, header.StudyInstanceUID, header.FrameOfReferenceUID = series, study, frame
+        header.PatientID, header.PatientName, header.Modality = "SECRET-ID", "SECRET^NAME", "CT"
+        header.Rows, header.Columns, header.SamplesPerPixel = 16, 16, 1
+        header.PhotometricInterpretation, header.PixelRepresentation = "MONOCHROME2", 1
+        header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
+        header.ImagePositionPatient, header.ImageOrientationPatient = [0, 0, 3.0 * index], [1, 0, 0, 0, 1, 0]
+        header.PixelSpacing, header.SliceThickness, header.InstanceNumber = [1, 1], 3, index + 1
+        header.RescaleSlope, header.RescaleIntercept = 1, -1024
+        header.PixelData = (np.arange(256, dtype=np.int16) + index).tobytes()
+        for keyword, value in attributes.items():
+            setattr(header, keyword, value)
+        paths.append(folder / f"SECRET-{index}.dcm")
+        header.save_as(paths[-1], enforce_file_format=True)
+    return paths
+
+
+@pytest.fixture(autouse=True)
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def config(tmp_path: Path, source: Path, more: str = "") -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"name: x\nworkspace: {tmp_path / 'ws'}\nscans:\n  source: {source}\n  stable_seconds: 0\n{more}")
+    return str(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_convert_writes_what_passes_and_a_table_of_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: bool
+) -> None:
+    write_series(tmp_path / "in" / "good")
+    write_series(tmp_path / "in" / "bad")[3].unlink()
+    assert (
+        call(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--json", *(["--gzip"] if packed else [])]) == 0
+    )
+    summary = said(capsys)
+    assert (summary["files"], summary["excluded"]) == (11, {"missing_slices": 1})
+    (volume,) = summary["volumes"]
+    image = nibabel.load(tmp_path / "out" / volume["output"])
+    assert isinstance(image, nibabel.Nifti1Image)
+    assert volume["output"].endswith(".nii.gz" if packed else ".nii")
+    assert np.asarray(image.dataobj)[3, 2, 5] == 2 * 16 + 3 + 5 - 1024
+    (row,) = csv.DictReader((tmp_path / "out" / "refused.csv").read_text().splitlines())
+    assert (row["code"], row["files"]) == ("missing_slices", "5")
+    assert b"SECRET" not in b"".join(p.read_bytes() for p in (tmp_path / "out").iterdir())
+
+
+def test_convert_fails_where_nothing_comes_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "in")[3].unlink()
+    assert call(["convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    assert "Not one volume" in capsys.readouterr().err
+
+
+def test_deidentify_leaves_no_trace_but_in_the_key_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "in")
+    (tmp_path / "in" / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    table = tmp_path / "key.csv"
+    arguments = ["deidentify", str(tmp_path / "in"), str(tmp_path / "out"), "--key-table", str(table), "--json"]
+    assert call(arguments) == 0
+    summary = said(capsys)
+    assert (summary["files"], summary["written"], summary["excluded"]) == (7, 6, {"not_an_image": 1})
+    outputs = sorted((tmp_path / "out").rglob("*.dcm"))
+    assert len(outputs) == 6
+    assert not [path for path in (tmp_path / "out").rglob("*") if "SECRET" in path.name]
+    assert b"SECRET" not in b"".join(path.read_bytes() for path in outputs)
+    headers = [dcmread(path) for path in outputs]
+    assert len({header.PatientID for header in headers}) == len({header.SeriesInstanceUID for header in headers}) == 1
+    assert {header.pixel_array[0, 0] for header in headers} == set(range(6))
+    assert "SECRET-ID" in table.read_text()
+    assert table.stat().st_mode & 0o077 == 0
+    assert call(arguments) == 1  # the key table is not written over
+
+
+def test_the_key_table_cannot_lie_among_what_is_given_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "in")
+    out = tmp_path / "out"
+    assert call(["deidentify", str(tmp_path / "in"), str(out), "--key-table", str(out / "key.csv")]) == 2
+    assert "given away" in capsys.readouterr().err
+    assert call(["deidentify", str(tmp_path / "in"), str(tmp_path / "in" / "out")]) == 2
+
+
+def test_what_was_refused_is_listed_shown_and_taken_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "in" / "written-on", BurnedInAnnotation="YES")
+    write_series(tmp_path / "in" / "broken")[3].unlink()
+    run = config(tmp_path, tmp_path / "in")
+    assert call(["quarantine", "list", run, "--json"]) == 0
+    rows = {row["code"]: row for row in said(capsys)}
+    assert set(rows) == {"burned_in", "missing_slices"}
+    assert "written-on/SECRET-0.dcm" in rows["burned_in"]["where"]
+    table = (tmp_path / "ws" / "quarantine" / "reasons.csv").read_text()
+    assert "burned_in" in table
+    assert "SECRET" not in table
+    item = rows["burned_in"]["item"]
+    assert call(["quarantine", "show", run, item[:10], "--json"]) == 0
+    assert said(capsys)["files"] == "6"
+    assert call(["quarantine", "readmit", run, rows["missing_slices"]["item"], "--why", "please"]) == 2
+    assert "nobody's word" in capsys.readouterr().err
+    assert call(["quarantine", "readmit", run, item, "--why", "a protocol name"]) == 0
+    event = AuditLog(tmp_path / "ws").events()[-1]
+    assert (event["action"], event["details"]["why"]) == ("scan.readmitted", "a protocol name")
+    capsys.readouterr()
+    assert call(["quarantine", "list", run, "--json"]) == 0
+    assert [row["code"] for row in said(capsys)] == ["missing_slices"]
+
+
+def test_every_code_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = config(tmp_path, tmp_path, "  checks:\n    policy: {burned_in: reject}\n")
+    assert call(["show", "codes", run, "--json"]) == 0
+    rows = {row["code"]: row for row in said(capsys)}
+    assert rows["burned_in"]["action"] == "reject"
+    assert all(row["meaning"] and row["what to try"] for row in rows.values())
+
+
+def test_a_second_ingest_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "in")
+    run = config(tmp_path, tmp_path / "in")
+    assert call(["quarantine", "list", run, "--json"]) == 0  # ingests
+    capsys.readouterr()
+    assert call(["ingest", run, "--json"]) == 0
+    summary = said(capsys)
+    assert (summary["files"], summary["scans"], summary["volumes"], summary["reused"]) == (6, 1, 1, True)
+    assert summary["seconds"] < 1
+
+
+def test_listen_without_callers_in_the_config_says_what_to_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["listen", config(tmp_path, tmp_path)]) == 2
+    assert "scans.pacs.listen" in capsys.readouterr().err
