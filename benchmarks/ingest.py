@@ -209,6 +209,7 @@ def once(command: Sequence[str], source: Path, root: Path) -> tuple[float, float
     ours = command[: len(PYTHON)] == PYTHON
     niix = Path(command[0]).name == "dcm2niix"
     arguments = [*command, "-o", str(out), str(source)] if niix else [*command, str(source), str(out)]
+    os.sync()  # what the one before wrote is not to be paid by this one
     started = time.perf_counter()
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None

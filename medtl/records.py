@@ -82,6 +82,9 @@ class Scan:
     series: str | None = None
     files: int = 1  # of the source that it was built from
     findings: tuple[str, ...] = ()  # codes that the policy accepted or repaired
+    frame: str | None = None  # pseudonym of the frame of reference
+    mask_of: str | None = None  # of a mask: the scan on whose voxels it lies; 1 inside, 0 outside
+    region: str | None = None  # of a mask: number and name of what was drawn
 
     @property
     def is_volume(self) -> bool:

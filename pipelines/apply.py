@@ -40,7 +40,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     folder = register.open(entry)
     plan, evaluation = read_plan(folder), read_evaluation(folder)
     pixels = PixelStore(pixel_folder(config))
-    known = {scan: misfit(scan, plan) for scan in read_scans(scans.path)}
+    known = {scan: misfit(scan, plan) for scan in read_scans(scans.path) if scan.mask_of is None}
     found = [scan for scan, why in known.items() if why is None]
     size = config.model.batch_size
 

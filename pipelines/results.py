@@ -165,12 +165,14 @@ def summarise_ingest(scans: Artifact) -> dict[str, Any]:
     """Count what an ingest took and left out."""
     from medtl.scans.intake import read_scans
 
+    found = read_scans(scans.path)
     return {
         "files": file_count(scans),
-        "scans": len(read_scans(scans.path)),
+        "scans": sum(scan.mask_of is None for scan in found),
         "excluded": dict(Counter(e.code for e in excluded(scans))),
         "excluded_files": sum(e.files for e in excluded(scans)),
-        "volumes": sum(scan.is_volume for scan in read_scans(scans.path)),
+        "volumes": sum(scan.is_volume and scan.mask_of is None for scan in found),
+        "masks": sum(scan.mask_of is not None for scan in found),
         "reused": scans.reused,
         "artifact": str(scans.path),
     }

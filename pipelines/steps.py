@@ -114,6 +114,7 @@ class Intake:
 
 def look_at_source(config: Config) -> Intake:
     """List the source and what a person took back from quarantine; nothing is decoded."""
+    from medtl.scans.intake import libraries
     from medtl.scans.quarantine import readmissions
 
     names = load_pseudonymiser(config.scans.key_file)
@@ -126,7 +127,7 @@ def look_at_source(config: Config) -> Intake:
         "readmitted": [[one.content, one.code] for one in readmitted],
         "key": names.fingerprint,
         "code": code_digest("scans"),
-        "libraries": versions("pydicom", "pillow", "imagecodecs", "pylibjpeg", "pyjpegls"),
+        "libraries": libraries(),
     }
     return Intake(files, readmitted, inputs)
 

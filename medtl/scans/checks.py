@@ -165,6 +165,9 @@ CODES: Mapping[str, Code] = {
         "Contours do not lie on the image's slices.",
         "Draw on the image's own slices; accept where laying them on is fine.",
     ),
+    "mask_without_image": _refused(
+        "A segmentation or structure set whose image is not among the volumes.", "Ingest its image with it."
+    ),
     "volume": _refused("A file holds a volume where one image is wanted.", "Set scans.read: volumes."),
     "multi_frame": _refused("Several frames where one image is wanted.", "Set scans.read: volumes."),
     "qform_sform": _quarantined(

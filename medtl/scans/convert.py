@@ -22,7 +22,7 @@ from medtl.pseudonyms import Pseudonymiser
 from medtl.records import AnyArray, Exclusion
 from medtl.scans import io
 from medtl.scans.checks import action_of, check_policy
-from medtl.scans.frames import stored_type
+from medtl.scans.frames import UNCOMPRESSED, stored_type
 from medtl.scans.intake import judge_with_pixels
 from medtl.scans.series import REFUSED, Member, Verdict
 from medtl.scans.sources import SourceFile, list_files
@@ -62,40 +62,49 @@ def convert(source: Path, out: Path, config: ScansConfig, names: Pseudonymiser, 
     check_policy(config.checks.policy)
     config = config.model_copy(update={"read": "volumes"})
     files = list_files(source, config)
+    io.prepare_folder(out)
+    writer = _Writer(out, config, names, gzip)
+    with writer.reader:
+        return _converted(files, writer, config, names)
+
+
+def _converted(files: Sequence[SourceFile], writer: _Writer, config: ScansConfig, names: Pseudonymiser) -> Conversion:
     refused = [_exclude(names.file(f.relative), f.refusal, config) for f in files if f.refusal is not None]
-    members = list(_headers([file for file in files if file.refusal is None], config))
+    members = list(writer.headers([file for file in files if file.refusal is None]))
     bundles: dict[str, list[Member]] = defaultdict(list)
     for number, member in enumerate(members):
         series = member.header.series if member.header else None
         bundles[names.name("series", series) if series else f"#{number}"].append(member)
     written: list[Converted] = []
-    io.prepare_folder(out)
-    writer = _Writer(out, config, names, gzip)
-    with writer.reader, ThreadPoolExecutor(config.workers) as pool:
+    with ThreadPoolExecutor(config.workers) as pool:
         for number, (volumes, left_out) in enumerate(pool.map(writer.series, bundles.items()), 1):
             written += volumes
             refused += left_out
             advance("converting series", number, len(bundles))
     result = Conversion(len(files), tuple(written), tuple(refused))
-    io.write_conversion(out, result.refused)
+    io.write_conversion(writer.out, result.refused)
     return result
-
-
-def _headers(files: Sequence[SourceFile], config: ScansConfig) -> Iterator[Member]:
-    with ThreadPoolExecutor(config.workers) as pool:
-        for number, member in enumerate(pool.map(io.look, files, chunksize=32), 1):
-            yield member
-            if number % 64 == 0 or number == len(files):
-                advance("reading headers", number, len(files))
 
 
 class _Writer:
     """Converts series, several at a time; each thread reads into memory that it uses again."""
 
     def __init__(self, out: Path, config: ScansConfig, names: Pseudonymiser, gzip: bool) -> None:
-        self._out, self._config, self._names, self._gzip = out, config, names, gzip
+        self.out, self._config, self._names, self._gzip = out, config, names, gzip
         self.reader = io.Reader(config, threads=1)
         self._memory = threading.local()
+
+    def headers(self, files: Sequence[SourceFile]) -> Iterator[Member]:
+        """Look at every file; at the first compressed one, start what decodes it."""
+        started = False
+        with ThreadPoolExecutor(self._config.workers) as pool:
+            for number, member in enumerate(pool.map(io.look, files, chunksize=32), 1):
+                if not started and member.header and member.header.transfer_syntax not in UNCOMPRESSED:
+                    self.reader.start_decoders()
+                    started = True
+                if number % 64 == 0 or number == len(files):
+                    advance("reading headers", number, len(files))
+                yield member
 
     def series(self, bundle: tuple[str, list[Member]]) -> tuple[list[Converted], list[Exclusion]]:
         """Convert one series, or one file."""
@@ -116,21 +125,26 @@ class _Writer:
         return written, refused
 
     def _convert(self, own: list[Member], verdict: Verdict, item: str, number: int) -> Iterator[Converted]:
-        for part, voxels in enumerate(self._volumes(own, verdict)):
-            name = f"{item}-{number}" + (f"-{part}" if part else "") + (".nii.gz" if self._gzip else ".nii")
-            io.write_nifti(self._out / name, voxels, self._config.workers)
-            spacing = np.linalg.norm(np.array(voxels.affine)[:3, :3], axis=0)
-            rows, columns, slices = (round(float(mm), 6) for mm in spacing)
-            slices_rows_columns = tuple(int(n) for n in voxels.stored.shape)
-            assert len(slices_rows_columns) == 3
-            yield Converted(name, item, len(own), slices_rows_columns, (rows, columns, slices), voxels.findings)
+        unfinished = self.out / f".{item}-{number}.unfinished"
+        try:
+            for part, voxels in enumerate(self._volumes(own, verdict, unfinished)):
+                name = f"{item}-{number}" + (f"-{part}" if part else "") + (".nii.gz" if self._gzip else ".nii")
+                io.write_nifti(self.out / name, voxels, self._config.workers)
+                spacing = np.linalg.norm(np.array(voxels.affine)[:3, :3], axis=0)
+                columns, rows, slices = (round(float(mm), 6) for mm in spacing)
+                depth, height, width = (int(n) for n in voxels.stored.shape)
+                yield Converted(name, item, len(own), (depth, height, width), (columns, rows, slices), voxels.findings)
+        finally:
+            io.remove(unfinished)
 
-    def _volumes(self, own: list[Member], verdict: Verdict) -> Iterator[io.Voxels]:
+    def _volumes(self, own: list[Member], verdict: Verdict, unfinished: Path) -> Iterator[io.Voxels]:
         if verdict.volume is not None:
             header = own[0].header
             assert header is not None
             size = int(np.prod(verdict.volume.shape)) * stored_type(header).itemsize
-            yield self.reader.volume(own, verdict, self._room(size))
+            packed = header.transfer_syntax not in UNCOMPRESSED
+            io.remove(unfinished)  # of a run that was killed
+            yield self.reader.volume(own, verdict, None if packed else self._room(size), unfinished)
             return
         for decoded in self.reader.decode(own, verdict):
             fields = decoded.fields

@@ -375,7 +375,7 @@ def _rle(stream: bytes, wanted: FrameFormat) -> AnyArray:
     edges = [*offsets[:count], len(stream)]
     if found != count or edges[0] != 64 or any(b <= a for a, b in pairwise(edges)):
         raise ScanError("decode_failed", f"an RLE header that does not describe {count} segments")
-    planes = np.empty((pixels, wanted.samples, width), np.uint8)
+    samples: list[AnyArray] = []
     for index in range(count):
         segment = stream[edges[index] : edges[index + 1]]
         if len(segment) > 2 * pixels + 64:
@@ -386,9 +386,13 @@ def _rle(stream: bytes, wanted: FrameFormat) -> AnyArray:
             plane = np.frombuffer(packbits_decode(segment[:-1]), np.uint8)
         if not pixels <= plane.size <= pixels + 1:  # some encoders pad to an even number
             raise ScanError("decode_failed", f"an RLE segment of {plane.size} values for {pixels} pixels")
-        planes[:, index // width, width - 1 - index % width] = plane[:pixels]
-    values = planes.view(wanted.dtype.str.replace("i", "u")).reshape(wanted.shape)
-    return _coloured(_fitted(values, wanted.bits_stored, False, wanted), None, wanted)
+        if index % width == 0:
+            samples.append(plane[:pixels].astype(f"<u{width}"))
+        else:
+            samples[-1] <<= 8
+            samples[-1] |= plane[:pixels]
+    values = samples[0] if wanted.samples == 1 else np.stack(samples, axis=1)
+    return _coloured(_fitted(values.reshape(wanted.shape), wanted.bits_stored, False, wanted), None, wanted)
 
 
 def _jpeg(stream: bytes, wanted: FrameFormat) -> AnyArray:
@@ -852,6 +856,20 @@ class DecodingPool:
                 child.close()
         for _ in range(self._workers):
             self._idle.put(None)
+
+    def start(self) -> None:
+        """Start a child that will be wanted soon, if none has been started; returns at once."""
+        threading.Thread(target=self._start, name="medtl-decoder", daemon=True).start()
+
+    def _start(self) -> None:
+        child = self._idle.get()
+        try:
+            if child is None or not child.alive:
+                child = DecodingProcess(self._limits, self._command)
+        except (MedtlError, OSError):  # said when it is wanted
+            child = None
+        finally:
+            self._idle.put(child)
 
     def decode(self, jobs: Sequence[FrameJob], output: Path) -> list[ScanError | None]:
         """Decode the frames of one series into the output file. May be called from several threads.

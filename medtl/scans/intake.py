@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import metadata
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -30,7 +31,9 @@ from medtl.records import AnyArray, Exclusion, Scan
 from medtl.scans import io
 from medtl.scans.checks import action_of, check_policy
 from medtl.scans.formats import Decoded
+from medtl.scans.geometry import Finding
 from medtl.scans.headers import describe
+from medtl.scans.masks import SEGMENTATIONS, STRUCTURES, Grid
 from medtl.scans.quarantine import Readmission, content_of
 from medtl.scans.segments import Refused, Taken, Unit, known_units, pixel_digest, write_segment
 from medtl.scans.series import REFUSED, Member, Verdict, judge
@@ -51,6 +54,7 @@ class _Job:
     key: str | None
     members: tuple[Member, ...]
     verdict: Verdict
+    images: tuple[Scan, ...] = ()  # of a mask: the volumes of the series that it was drawn on
 
     @property
     def size(self) -> int:
@@ -83,6 +87,17 @@ def ingest(
         _write(files, intake.units(first), names, folder)
 
 
+def libraries() -> dict[str, str | None]:
+    """Give the versions of what reads files: another one may read what this one could not."""
+    found: dict[str, str | None] = {}
+    for name in ("pydicom", "pillow", "imagecodecs", "nibabel", "highdicom", "pylibjpeg", "pyjpegls"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def read_scans(folder: Path) -> tuple[Scan, ...]:
     """Read the scans of an ingested folder."""
     return read_record(folder / SCANS, tuple[Scan, ...])
@@ -112,7 +127,7 @@ class _Intake:
         self._config, self._names, self._store, self._readmitted = config, names, store, readmitted
         self._reader = reader
         settings = config.model_dump(mode="json", exclude=_NOT_SETTINGS)
-        self._settings = digest_of([settings, names.fingerprint, code_digest("scans")])
+        self._settings = digest_of([settings, names.fingerprint, code_digest("scans"), libraries()])
 
     def units(self, first: Mapping[str, SourceFile]) -> list[Unit]:
         """Give the units of these files, from the store where it has them."""
@@ -122,12 +137,23 @@ class _Intake:
         members = self._headers([file for sha, file in first.items() if sha not in covered])
         reopened = {_key(member, self._names) for member in members} - {None}
         again = [b for b, units in kept.items() if units[0].key in reopened]
-        members += self._headers([first[sha] for b in again for unit in kept.pop(b) for sha in unit.members])
+        opened = dict.fromkeys(sha for b in again for unit in kept.pop(b) for sha in unit.members)
+        members += self._headers([first[sha] for sha in opened])
         by_digest = {unit.digest: unit for unit in known}
-        jobs = [job for bundle in self._bundles(members) for job in self._jobs(bundle)]
+        drawn = [member for member in members if _is_mask(member)]
+        jobs = [
+            job
+            for bundle in self._bundles([member for member in members if not _is_mask(member)])
+            for job in self._jobs(bundle)
+        ]
         done = [unit for units in kept.values() for unit in units]
-        total = sum(len(job.members) for job in jobs)
-        seen = 0
+        done += self._made(jobs, by_digest)
+        return done + self._made([self._mask_job(member, done) for member in drawn], by_digest)
+
+    def _made(self, jobs: Sequence[_Job], by_digest: Mapping[str, Unit]) -> list[Unit]:
+        """Make units, a segment at a time."""
+        total, seen = sum(len(job.members) for job in jobs), 0
+        done: list[Unit] = []
         for batch in _batches(jobs):
             artifact = write_segment(
                 self._store,
@@ -193,6 +219,43 @@ class _Intake:
             digest = digest_of([self._settings, own, judged, sorted(accepted(verdict.members))])[:32]
             yield _Job(digest, bundle, key, tuple(members[index] for index in verdict.members), verdict)
 
+    def _mask_job(self, member: Member, units: Sequence[Unit]) -> _Job:
+        """Judge a mask by the volumes that its series became; it is judged anew whenever they change."""
+        sha = str(member.file.sha256)
+        images: tuple[Scan, ...] = ()
+        try:
+            if member.damage is not None:
+                raise member.damage
+            series, frames = self._reader.mask_source(member)
+            key = self._names.name("series", series) if series else None
+            own = {self._names.name("reference", frame) for frame in frames}
+            found = [t.scan for unit in units if unit.key == key for t in unit.taken if key and t.scan.is_volume]
+            images = tuple(scan for scan in found if scan.frame is None or scan.frame in own)
+            if not images:
+                reason = (
+                    "another frame of reference than its image's" if found else "its image is not among the volumes"
+                )
+                raise ScanError("mask_geometry" if found else "mask_without_image", reason)
+            verdict = Verdict((0,), "accept", policy=self._config.checks.policy)
+        except ScanError as error:
+            verdict = Verdict((0,), "quarantine", (Finding(error.code, error.reason),))
+        lies_on = [[scan.scan_id, scan.pixel_digest, scan.affine] for scan in images]
+        digest = digest_of([self._settings, sha, lies_on, [[f.code, f.reason] for f in verdict.findings]])[:32]
+        return _Job(digest, f"mask-{digest}", None, (member,), verdict, images)
+
+    def _masks(self, job: _Job) -> list[Decoded]:
+        """Lay a mask on the first volume that it fits."""
+        problem = ScanError("mask_without_image", "its image is not among the volumes")
+        for image in job.images:
+            assert image.affine is not None
+            slices, rows, columns = image.shape
+            try:
+                grid = Grid((slices, rows, columns), image.affine)  # frames of reference were compared by their keys
+                return self._reader.masks(job.members[0], job.verdict, grid, image.scan_id)
+            except ScanError as error:
+                problem = error
+        raise problem
+
     def _finished(
         self, jobs: Sequence[_Job], known: Mapping[str, Unit], seen: int, total: int
     ) -> Iterator[tuple[Unit, list[AnyArray] | None]]:
@@ -219,7 +282,7 @@ class _Intake:
             worst = job.verdict.findings[0]
             return replace(unit, refused=(Refused(shas, worst.code, worst.reason, job.verdict.action),)), []
         try:
-            decoded = self._reader.decode(job.members, job.verdict)
+            decoded = self._masks(job) if job.images else self._reader.decode(job.members, job.verdict)
         except ScanError as error:
             action = action_of(error.code, self._config.checks.policy)
             action = action if action in REFUSED else "quarantine"
@@ -239,8 +302,13 @@ class _Intake:
             pixel_digest=pixel_digest(decoded.pixels),
             files=len(job.members),
             series=job.key,
+            frame=self._frame(job.members[0]),
             **(described | decoded.fields),
         )
+
+    def _frame(self, member: Member) -> str | None:
+        frame = member.header.frame_of_reference if member.header else None
+        return self._names.name("reference", frame) if frame else None
 
 
 def names_of(files: Sequence[SourceFile], folder: Path) -> dict[str, list[str]]:
@@ -288,6 +356,10 @@ def _row_id(content: str, index: int) -> str:
 def _key(member: Member, names: Pseudonymiser) -> str | None:
     series = member.header.series if member.header else None
     return names.name("series", series) if series else None
+
+
+def _is_mask(member: Member) -> bool:
+    return member.header is not None and member.header.sop_class in (*SEGMENTATIONS, STRUCTURES)
 
 
 def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:

@@ -26,7 +26,7 @@ from medtl.config import ScansConfig
 from medtl.errors import ScanError, StorageError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.records import AnyArray, Exclusion
-from medtl.scans import decoding, formats, frames, nifti
+from medtl.scans import decoding, formats, frames, masks, nifti
 from medtl.scans.deidentify import deidentified, strip_nifti
 from medtl.scans.formats import Decoded
 from medtl.scans.geometry import Affine, Volume, untilt
@@ -94,6 +94,12 @@ def prepare_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
+def remove(path: Path) -> None:
+    """Remove a file of ours, if it is there."""
+    with storage_errors(path):
+        path.unlink(missing_ok=True)
+
+
 def write_conversion(folder: Path, refused: Iterable[Exclusion]) -> None:
     """Write the table of what a conversion left out: ``refused.csv``."""
     write_bytes(folder / "refused.csv", reasons_table(refused))
@@ -110,6 +116,11 @@ def write_nifti(path: Path, voxels: Voxels, threads: int) -> None:
     head = nifti.nifti_header(stored.shape, stored.dtype.str, voxels.affine, voxels.slope, voxels.intercept)
     temporary = path.with_name(f".{path.name}.tmp")
     with storage_errors(path):
+        if voxels.file is not None and path.suffix != ".gz":  # the values lie there already
+            with voxels.file.open("r+b", buffering=0) as stream:
+                stream.write(head)
+            voxels.file.replace(path)
+            return
         try:
             with temporary.open("wb", buffering=0) as stream:
                 if path.suffix == ".gz":
@@ -214,21 +225,22 @@ class Voxels:
     slope: float
     intercept: float
     findings: tuple[str, ...]  # codes that the policy accepted or repaired
+    file: Path | None = None  # whose bytes, behind the place of a NIfTI header, they are
 
 
 class Reader:
     """Gives the pixels of what was judged fit.
 
     Args:
-        config: limits, policy, and how many threads read.
-        threads: instead of ``config.workers``.
+        config: limits, policy, and how many threads read and decode.
+        threads: that read one volume, where several volumes are read at the same time; default: ``config.workers``.
     """
 
     def __init__(self, config: ScansConfig, threads: int | None = None) -> None:
         self._config, self._threads = config, threads or config.workers
         self._ends = ExitStack()
-        limits = decoding.Limits(threads=self._threads)
-        self._pool = self._ends.enter_context(decoding.DecodingPool(self._threads, limits))
+        limits = decoding.Limits(threads=config.workers)
+        self._pool = self._ends.enter_context(decoding.DecodingPool(config.workers, limits))
 
     def __enter__(self) -> Self:
         return self
@@ -271,11 +283,19 @@ class Reader:
             reason = f"the file is damaged or its pixels cannot be decoded ({type(error).__name__})"
             raise ScanError("undecodable", reason) from error
 
-    def volume(self, members: Sequence[Member], verdict: Verdict, out: AnyArray | None = None) -> Voxels:
+    def start_decoders(self) -> None:
+        """Start the decoding processes that will be wanted soon."""
+        for _ in range(self._config.workers):
+            self._pool.start()
+
+    def volume(
+        self, members: Sequence[Member], verdict: Verdict, out: AnyArray | None = None, file: Path | None = None
+    ) -> Voxels:
         """Read one volume of a series, check its values, and say what they mean.
 
         Args:
             out: bytes to use again, as many as the volume has or more; a new array otherwise.
+            file: to be made where all values are compressed: they are decoded into it, behind the place of a header.
 
         Raises:
             ScanError: as :meth:`decode`.
@@ -283,13 +303,20 @@ class Reader:
         volume, headers = verdict.volume, [member.header for member in members]
         assert volume is not None
         own = [header for header in headers if header is not None]
-        stored, sums = self._frames([member.file for member in members], own, volume, out)
+        files = [member.file for member in members]
+        into = file if self._goes_straight(files, own, volume) else None
+        stored, sums = (
+            self._frames(files, own, volume, out) if into is None else self._decode_into(into, files, own, volume)
+        )
+        found, written = stored, volume
         findings = (*verdict.findings, *verdict.refuse(frames.compare(stored, sums)))
         slope, intercept, stored = _meaning(stored, own, volume)
         if any(finding.code == "gantry_tilt" for finding in findings):
             fill = (_AIR_HU - intercept) / slope if own[0].modality == "CT" else float(stored.min())
             stored, volume = untilt(stored, volume, max(fill, float(stored.min())))
-        return Voxels(stored, volume.affine, slope, intercept, tuple(sorted({f.code for f in findings})))
+        codes = tuple(sorted({finding.code for finding in findings}))
+        same = stored is found and volume is written
+        return Voxels(stored, volume.affine, slope, intercept, codes, into if same else None)
 
     def digests(self, members: Sequence[Member], verdict: Verdict) -> dict[tuple[int, int], str]:
         """Give a digest of the stored values of every frame of a volume, by (file, frame)."""
@@ -297,6 +324,39 @@ class Reader:
         assert volume is not None
         stored, _ = self._frames([member.file for member in members], headers, volume, None)
         return {place: sha256(frame.data).hexdigest() for place, frame in zip(volume.members, stored, strict=True)}
+
+    def mask_source(self, member: Member) -> tuple[str | None, set[str]]:
+        """Tell which series a mask was drawn on, and in which frames of reference; raw identifiers.
+
+        Raises:
+            ScanError: it cannot be read, or its pixels are compressed in a way that could end this process.
+        """
+        header = member.header
+        assert header is not None
+        if header.pixel_keyword and header.transfer_syntax not in (*frames.UNCOMPRESSED, decoding.RLE):
+            raise ScanError("no_decoder", "a compressed mask; uncompressed ones and RLE are read")
+        dataset = _dataset(read_bytes(member.file), stop_before_pixels=True)
+        return masks.drawn_on(dataset), masks.frames_of_reference(dataset)
+
+    def masks(self, member: Member, verdict: Verdict, grid: masks.Grid, image: str) -> list[Decoded]:
+        """Lay what is drawn in a segmentation or structure set on an image's voxels, a mask for each region.
+
+        Raises:
+            ScanError: it does not fit the image, or cannot be read.
+        """
+        found = []
+        for mask in masks.dicom_masks(_dataset(read_bytes(member.file)), grid, self._config):
+            codes = tuple(sorted({finding.code for finding in verdict.refuse(mask.findings)}))
+            fields = {
+                "source": "mask",
+                "bits": 1,
+                "affine": mask.affine,
+                "findings": codes,
+                "mask_of": image,
+                "region": f"{mask.number} {mask.label or ''}".strip(),
+            }
+            found.append(Decoded(mask.values, fields))
+        return found
 
     def _series(self, members: Sequence[Member], verdict: Verdict) -> Decoded:
         voxels = self.volume(members, verdict)
@@ -323,9 +383,7 @@ class Reader:
             raise ScanError("mixed_format", "the slices' values are stored at different depths or signs")
         dtype = types.pop()
         size = int(np.prod(volume.shape)) * dtype.itemsize
-        if size > self._config.max_volume_mb * 1e6:
-            limit = f"scans.max_volume_mb = {self._config.max_volume_mb:g}"
-            raise ScanError("too_large", f"{size / 1e6:.0f} MB, more than {limit}")
+        self._check_size(size)
         flat = np.empty(size, np.uint8) if out is None or len(out) < size else out[:size]
         voxels = flat.view(dtype).reshape(volume.shape)
         sums = [0] * len(volume.members)
@@ -354,6 +412,43 @@ class Reader:
             sums[number] = frames.settle(voxels[number], header)
         return voxels, sums
 
+    def _goes_straight(self, files: Sequence[SourceFile], headers: Sequence[Header], volume: Volume) -> bool:
+        """Tell whether decoded values are the stored ones as they are, for every frame."""
+        own = [headers[index] for index, _ in volume.members]
+        return (
+            not any(header.transfer_syntax in frames.UNCOMPRESSED for header in own)
+            and not any(files[index].member for index, _ in volume.members)
+            and len({decoding.format_of(header) for header in own}) == 1
+            and decoding.format_of(own[0]).shape == volume.shape[1:]
+        )
+
+    def _decode_into(
+        self, path: Path, files: Sequence[SourceFile], headers: Sequence[Header], volume: Volume
+    ) -> tuple[AnyArray, list[int]]:
+        """Decode all frames of a volume into a file, behind the place of a NIfTI header, and map it."""
+        kind = decoding.format_of(headers[volume.members[0][0]])
+        size = kind.nbytes * len(volume.members)
+        self._check_size(size)
+        start = nifti.NIFTI1_HEADER + 4
+        with storage_errors(path), path.open("xb") as stream:
+            stream.truncate(start + size)
+        jobs = [
+            _job(files[index], files[index].path, headers[index], frame, kind, start + number * kind.nbytes)
+            for number, (index, frame) in enumerate(volume.members)
+        ]
+        for error in self._pool.decode(jobs, path):
+            if error is not None:
+                raise error
+        voxels = np.memmap(path, kind.dtype, "r+", start, volume.shape)
+        return voxels, [
+            frames.settle(voxels[number], headers[index]) for number, (index, _) in enumerate(volume.members)
+        ]
+
+    def _check_size(self, size: int) -> None:
+        if size > self._config.max_volume_mb * 1e6:
+            limit = f"scans.max_volume_mb = {self._config.max_volume_mb:g}"
+            raise ScanError("too_large", f"{size / 1e6:.0f} MB, more than {limit}")
+
     def _decoded(self, places: Sequence[tuple[SourceFile, Header, int]]) -> Iterator[tuple[int, AnyArray]]:
         """Give frames that do not lie in their file as they are: by the decoding process, or by pydicom."""
         packed = [n for n, (_, header, _) in enumerate(places) if header.transfer_syntax not in frames.UNCOMPRESSED]
@@ -370,8 +465,7 @@ class Reader:
                 file, header, frame = places[number]
                 path = paths.setdefault((file.path, file.member), _on_disk(file, folder, len(paths)))
                 kind = decoding.format_of(header)
-                assert header.pixel_offset is not None
-                jobs.append(decoding.FrameJob(path, file.size, header.pixel_offset, header.frames, frame, kind, size))
+                jobs.append(_job(file, path, header, frame, kind, size))
                 size += kind.nbytes
             output = folder / "pixels"
             with output.open("xb") as stream:
@@ -388,14 +482,10 @@ class Reader:
 
     def _images(self, member: Member, data: bytes, verdict: Verdict) -> list[Decoded]:
         """Decode the frames of one object, each an image of its own."""
-        from pydicom import config as pydicom_config
-        from pydicom import dcmread
-
         header = member.header
         assert header is not None
         check_size(header.rows, header.columns, self._config)
-        pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
-        dataset = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
+        dataset = _dataset(data)
         stored: dict[int, AnyArray] = {}
         if header.transfer_syntax not in frames.UNCOMPRESSED:
             places = [(member.file, header, frame) for frame in range(header.frames)]
@@ -469,6 +559,14 @@ def _read_frame(file: SourceFile, header: Header, frame: int, target: AnyArray) 
         os.close(handle)
 
 
+def _dataset(data: bytes, stop_before_pixels: bool = False) -> Any:
+    from pydicom import config as pydicom_config
+    from pydicom import dcmread
+
+    pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
+    return dcmread(io.BytesIO(data), force=data[128:132] != b"DICM", stop_before_pixels=stop_before_pixels)
+
+
 def _with_pydicom(file: SourceFile, header: Header, frame: int) -> AnyArray:
     """Read an uncompressed frame in whatever byte order and packing; python alone, nothing that can crash."""
     from pydicom import dcmread
@@ -477,6 +575,13 @@ def _with_pydicom(file: SourceFile, header: Header, frame: int) -> AnyArray:
     data = read_bytes(file)
     dataset: Any = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
     return np.asarray(pixel_array(dataset, index=frame)).astype(frames.stored_type(header), copy=False)
+
+
+def _job(
+    file: SourceFile, path: Path, header: Header, frame: int, kind: decoding.FrameFormat, place: int
+) -> decoding.FrameJob:
+    assert header.pixel_offset is not None
+    return decoding.FrameJob(path, file.size, header.pixel_offset, header.frames, frame, kind, place)
 
 
 def _on_disk(file: SourceFile, folder: Path, number: int) -> Path:

@@ -279,7 +279,7 @@ def _regions(dataset: Dataset, grid: Grid, config: ScansConfig) -> list[Mask]:
     numbers = [int(region.get("ROINumber")) for region in regions]
     if len(set(numbers)) < len(numbers) or not set(drawn) <= set(numbers):
         raise ScanError("bad_mask", "a region is described twice, or drawn and not described")
-    series = _drawn_on(dataset)
+    series = _contoured_on(dataset)
     masks = []
     for number, region in zip(numbers, regions, strict=True):
         _same_frame(region.get("ReferencedFrameOfReferenceUID"), grid)
@@ -384,8 +384,21 @@ def filled(edges: FloatArray, shape: tuple[int, int]) -> MaskArray:
     return parity.astype(np.uint8)
 
 
-def _drawn_on(dataset: Dataset) -> str | None:
-    """Give the one image series that a structure set refers to."""
+def drawn_on(dataset: Dataset) -> str | None:
+    """Give the one image series that a segmentation or structure set refers to; None: none, or several."""
+    named = {str(item.get("SeriesInstanceUID") or "") for item in dataset.get("ReferencedSeriesSequence") or ()} - {""}
+    if named:
+        return named.pop() if len(named) == 1 else None
+    return _contoured_on(dataset)
+
+
+def frames_of_reference(dataset: Dataset) -> set[str]:
+    """Give the frames of reference in which something is drawn."""
+    items = [dataset, *(dataset.get("ReferencedFrameOfReferenceSequence") or ())]
+    return {str(item.get("FrameOfReferenceUID") or "") for item in items} - {""}
+
+
+def _contoured_on(dataset: Dataset) -> str | None:
     found = {
         str(series.get("SeriesInstanceUID"))
         for frame in dataset.get("ReferencedFrameOfReferenceSequence") or ()

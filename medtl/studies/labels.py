@@ -78,7 +78,7 @@ def build_cohort(scans: Sequence[Scan], rows: Sequence[LabelRow], config: Studie
         StudyError: no labelled scan is left, one class only, or patients are unknown and the config does not allow
             one image to be taken as one patient.
     """
-    matched, exclusions = _join(scans, rows)
+    matched, exclusions = _join([scan for scan in scans if scan.mask_of is None], rows)
     classes, task = _classes(rows, config.labels)
     numbered = _are_numbered(rows, classes)
     usable: list[tuple[Scan, LabelRow, tuple[int | None, ...]]] = []

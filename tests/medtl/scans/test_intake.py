@@ -16,7 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom import Dataset, dcmread
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
 
 from medtl.artifacts import Store
 from medtl.config import ScansConfig
@@ -436,3 +443,57 @@ def test_flipped_bytes_cost_that_file_alone(tmp_path_factory: Any, changes: list
     scans, exclusions, _ = take(folder)
     assert "image" in {scan.source for scan in scans}
     assert len(scans) + len(exclusions) == 2
+
+
+def _segmentation(paths: list[Path], inside: Array) -> Dataset:
+    """Draw one segment on a series, as a clinical tool would send it."""
+    from highdicom.content import AlgorithmIdentificationSequence
+    from highdicom.seg import Segmentation, SegmentDescription
+    from highdicom.seg.enum import SegmentAlgorithmTypeValues, SegmentationTypeValues
+    from highdicom.sr.coding import CodedConcept
+
+    organ = CodedConcept("10200004", "SCT", "Liver")
+    tool = AlgorithmIdentificationSequence("tool", CodedConcept("123109", "DCM", "Manual Processing"), "1")
+    described = SegmentDescription(1, "liver", organ, organ, SegmentAlgorithmTypeValues.AUTOMATIC, tool)
+    return Segmentation(
+        source_images=[dcmread(path) for path in paths],
+        pixel_array=inside,
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=[described],
+        series_instance_uid=generate_uid(),
+        series_number=2,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="x",
+        manufacturer_model_name="x",
+        software_versions="1",
+        device_serial_number="1",
+    )
+
+
+COMPLETE = {
+    "PatientBirthDate": "",
+    "AccessionNumber": "",
+    "StudyID": "",
+    "StudyDate": "20260101",
+    "StudyTime": "101500",
+    "ReferringPhysicianName": "",
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # highdicom's own
+def test_a_segmentation_lies_on_the_volume_it_was_drawn_on(folder: Path, series: Any) -> None:
+    paths = series(folder / "ct", **COMPLETE)
+    inside = np.zeros((12, 64, 72), np.uint8)
+    inside[3:6, 10:20, 30:50] = 1
+    _segmentation(paths, inside).save_as(folder / "seg.dcm")
+    scans, exclusions, store = take(folder)
+    assert exclusions == ()
+    (image,) = (scan for scan in scans if scan.mask_of is None)
+    (mask,) = (scan for scan in scans if scan.mask_of is not None)
+    assert (mask.mask_of, mask.region, mask.affine) == (image.scan_id, "1 liver", image.affine)
+    assert np.array_equal(store(mask), inside)
+    assert take(folder)[0] == scans
+    for path in paths:
+        path.unlink()
+    assert [e.code for e in take(folder)[1]] == ["mask_without_image"]
