@@ -169,7 +169,9 @@ CODES: Mapping[str, Code] = {
         "A segmentation or structure set whose image is not among the volumes.", "Ingest its image with it."
     ),
     "volume": _refused("A file holds a volume where one image is wanted.", "Set scans.read: volumes."),
-    "multi_frame": _refused("Several frames where one image is wanted.", "Set scans.read: volumes."),
+    "multi_frame": _quarantined(
+        "Several frames that make no volume (a film).", "Accept to take every frame as an image of its own."
+    ),
     "qform_sform": _quarantined(
         "The two transforms of a NIfTI file place it differently.",
         "Write the file with one transform; accept where the sform is known to be right.",

@@ -69,47 +69,6 @@ def check_size(rows: int, columns: int, config: ScansConfig) -> None:
         )
 
 
-def check_dicom(header: Dataset, config: ScansConfig) -> None:
-    """Refuse a DICOM object that is not one plain, complete, two-dimensional image.
-
-    Raises:
-        ScanError: ``no_pixels``, ``bad_size``, ``too_large``, ``multi_frame`` or ``bad_header``.
-    """
-    if "PixelData" not in header and "FloatPixelData" not in header and "DoubleFloatPixelData" not in header:
-        raise ScanError("no_pixels", "a DICOM object without pixel data (a report, a plan, a cut-off file)")
-    try:
-        rows, columns = int(header.Rows), int(header.Columns)
-        frames = int(header.get("NumberOfFrames") or 1)
-        samples = int(header.get("SamplesPerPixel") or 1)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ScanError("bad_header", "rows, columns or frames are missing or not numbers") from error
-    check_size(rows, columns, config)
-    if frames != 1:
-        raise ScanError("multi_frame", f"{frames} frames in one object; this pipeline reads two-dimensional images")
-    if samples not in (1, 3):
-        raise ScanError("bad_header", f"{samples} samples per pixel; 1 or 3 are known")
-    _check_length(header, rows * columns * samples)
-
-
-def describe_dicom(header: Dataset, names: Pseudonymiser) -> dict[str, Any]:
-    """Give the fields of a Scan that a DICOM header knows, identifiers as pseudonyms."""
-    patient = _text(header, "PatientID")
-    study = _text(header, "StudyInstanceUID")
-    uids = [_text(header, key) for key in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")]
-    issuer = _text(header, "IssuerOfPatientID") or ""
-    device = " ".join(_shown(header, key) for key in ("Manufacturer", "ManufacturerModelName")).strip()
-    sex = _text(header, "PatientSex")
-    return {
-        "keys": tuple(names.uid_key(uid) for uid in uids if uid),
-        "patient": names.name("patient", f"{patient}\0{issuer}" if issuer else patient) if patient else None,
-        "study": names.name("study", study) if study else None,
-        "modality": _shown(header, "Modality") or None,
-        "scanner": device[:64] or None,
-        "sex": sex if sex in ("F", "M", "O") else None,
-        "age_years": age_in_years(_text(header, "PatientAge")),
-    }
-
-
 def age_in_years(text: str | None) -> float | None:
     """Read a DICOM age string (``045Y``); above 89 becomes 90. Source: DICOM PS3.5 6.2, AS."""
     match = _AGE.match(text or "")
@@ -117,29 +76,6 @@ def age_in_years(text: str | None) -> float | None:
         return None
     years = int(match[1]) / _PER_YEAR[match[2]]
     return round(years, 2) if years < OLDEST_YEARS else OLDEST_YEARS
-
-
-def _check_length(header: Dataset, values: int) -> None:
-    """Find uncompressed pixel data that was cut off: pydicom reads it without a word."""
-    syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
-    if "PixelData" not in header or (syntax is not None and syntax.is_compressed):
-        return
-    bits = int(header.get("BitsAllocated") or 0)
-    subsampled = str(header.get("PhotometricInterpretation", "")) == "YBR_FULL_422"
-    wanted = values * bits // 8 * (2 if subsampled else 3) // 3
-    found = len(header.PixelData or b"")
-    if found < wanted:
-        raise ScanError("truncated", f"{found} bytes of pixel data where the header declares {wanted}")
-
-
-def _text(header: Dataset, keyword: str) -> str | None:
-    value = header.get(keyword)
-    text = "" if value is None else str(value).strip()
-    return text or None
-
-
-def _shown(header: Dataset, keyword: str) -> str:
-    return _TEXT.sub("", _text(header, keyword) or "")
 
 
 Vector = tuple[float, float, float]

@@ -485,6 +485,8 @@ class Reader:
         header = member.header
         assert header is not None
         check_size(header.rows, header.columns, self._config)
+        if header.samples not in (1, 3):
+            raise ScanError("bad_header", f"{header.samples} samples per pixel; 1 or 3 are known")
         dataset = _dataset(data)
         stored: dict[int, AnyArray] = {}
         if header.transfer_syntax not in frames.UNCOMPRESSED:

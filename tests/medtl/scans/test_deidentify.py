@@ -29,7 +29,7 @@ from pydicom.sequence import Sequence
 from medtl.errors import ScanError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.scans.deidentify import Deidentified, deidentified, strip_nifti
-from medtl.scans.headers import describe_dicom
+from medtl.scans.headers import describe, read_header
 from medtl.scans.profile import LONG, SAFE_PRIVATE, Action, Rules, profile
 
 NAMES = Pseudonymiser(b"a key of these tests")
@@ -441,8 +441,10 @@ def test_a_patient_has_one_name_and_one_shift_in_all_files() -> None:
     ids=["issuer", "utf-8", "plain"],
 )
 def test_the_pseudonym_is_the_one_that_intake_gives(extra: list[bytes]) -> None:
-    data = file_of(image(*extra))
-    wanted = describe_dicom(read(data), NAMES)["patient"]
+    grey = [element(0x00280002, "US", b"\1\0"), element(0x00280004, "CS", b"MONOCHROME2 ")]
+    bits = [element(0x00280100, "US", b"\x10\0"), element(0x00280101, "US", b"\x10\0")]
+    data = file_of(image(*extra, *grey, *bits))
+    wanted = describe(read_header(data, len(data), lambda: data), NAMES)["patient"]
     result = deidentified(data, NAMES)
     assert result.patient == read(written(data, result)).PatientID == wanted
 

@@ -179,11 +179,15 @@ def test_a_gzip_bomb_is_refused(folder: Path) -> None:
     assert code(folder, max_megapixels=1) == "archive_bomb"
 
 
-def test_several_frames_are_refused(folder: Path, ramp: Array, dicom: Any) -> None:
+def test_a_film_is_refused_or_by_policy_taken_frame_by_frame(folder: Path, ramp: Array, dicom: Any) -> None:
     header = dicom(ramp, NumberOfFrames=2)
-    header.PixelData = ramp.tobytes() * 2
+    header.PixelData = ramp.tobytes() + ramp[::-1].tobytes()
     header.save_as(folder / "x.dcm", enforce_file_format=True)
     assert code(folder) == "multi_frame"
+    scans, exclusions, store = take(folder, checks={"policy": {"multi_frame": "accept"}})
+    assert exclusions == ()
+    assert all(np.array_equal(store(scan), frame) for scan, frame in zip(scans, (ramp, ramp[::-1]), strict=True))
+    assert len({scan.scan_id for scan in scans}) == 2
 
 
 def test_a_volume_is_refused_where_images_are_wanted(folder: Path) -> None:
