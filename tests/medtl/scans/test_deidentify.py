@@ -442,7 +442,11 @@ def test_a_patient_has_one_name_and_one_shift_in_all_files() -> None:
 )
 def test_the_pseudonym_is_the_one_that_intake_gives(extra: list[bytes]) -> None:
     grey = [element(0x00280002, "US", b"\1\0"), element(0x00280004, "CS", b"MONOCHROME2 ")]
-    bits = [element(0x00280100, "US", b"\x10\0"), element(0x00280101, "US", b"\x10\0")]
+    bits = [
+        element(0x00280100, "US", b"\x10\0"),
+        element(0x00280101, "US", b"\x10\0"),
+        element(0x00280103, "US", b"\0\0"),
+    ]
     data = file_of(image(*extra, *grey, *bits))
     wanted = describe(read_header(data, len(data), lambda: data), NAMES)["patient"]
     result = deidentified(data, NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import time
@@ -178,3 +179,16 @@ def start_receiver(port: int, folder: Path) -> subprocess.Popen[str]:
     with process.stdout as said:
         assert said.readline() == "open\n"
     return process
+
+
+def test_an_ingest_asks_the_archive_first_and_counts_what_came(filled: Any, tmp_path: Path) -> None:
+    settings = pacs(filled, "dicomweb").model_dump(mode="json", exclude_none=True)
+    config = {"name": "nightly", "workspace": str(tmp_path / "ws"), "scans": {"pacs": settings, "read": "images"}}
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "pipelines.cli", "ingest", str(tmp_path / "run.yaml"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["files"], summary["excluded"]) == (200, {"blank": 199, "truncated": 1})  # the slices are empty
+    events = (tmp_path / "ws" / "audit.jsonl").read_text()
+    assert "scans.fetched" in events
