@@ -149,7 +149,7 @@ CODES: Mapping[str, Code] = {
         "A series of a cross-sectional modality has one slice in this orientation.", "It is taken as an image."
     ),
     "mosaic": _refused(
-        "A Siemens mosaic: many slices are tiled into one image.",
+        "A Siemens mosaic (slices tiled into one image) that cannot be taken apart, or is wanted as an image.",
         "Export as enhanced multi-frame, or convert the series with a tool that opens mosaics.",
     ),
     "mask_geometry": _refused(
@@ -328,6 +328,18 @@ def check_truncated(header: Header) -> tuple[Finding, ...]:
     return (Finding("truncated", f"{max(found, 0)} bytes of pixel data where the header declares {wanted}"),)
 
 
+def check_extra_bytes(header: Header) -> tuple[Finding, ...]:
+    """Find more uncompressed pixels than rows, columns and frames account for; less than a line of them is padding."""
+    if header.pixel_length is None or header.pixel_keyword is None or header.photometric.endswith("_422"):
+        return ()
+    bits = header.samples * header.bits_allocated
+    wanted = (header.rows * header.columns * header.frames * bits + 7) // 8
+    extra = header.pixel_length - wanted
+    if extra <= 1 or extra * 8 < min(header.rows, header.columns) * bits:
+        return ()
+    return (Finding("extra_bytes", f"{header.pixel_length} bytes of pixel data where the header declares {wanted}"),)
+
+
 def check_decoder(header: Header, decodable: Collection[str]) -> tuple[Finding, ...]:
     """Find a compression that nothing here decodes.
 
@@ -341,7 +353,9 @@ def check_decoder(header: Header, decodable: Collection[str]) -> tuple[Finding, 
 
 def check_mosaic(header: Header) -> tuple[Finding, ...]:
     """Find many slices tiled into one image."""
-    return (Finding("mosaic", "a mosaic: many slices are tiled into one image"),) if header.mosaic else ()
+    if not header.mosaic or header.tiles is not None:
+        return ()
+    return (Finding("mosaic", "a mosaic, and the header does not say completely how its slices lie"),)
 
 
 def check_bad_geometry(header: Header) -> tuple[Finding, ...]:
@@ -416,6 +430,7 @@ def check_missing_rescale(header: Header) -> tuple[Finding, ...]:
 
 HEADER_CHECKS: tuple[Callable[[Header], tuple[Finding, ...]], ...] = (
     check_truncated,
+    check_extra_bytes,
     check_executable_preamble,
     check_mosaic,
     check_bad_geometry,
@@ -596,14 +611,15 @@ def check_decimated(headers: Sequence[Header], volume: Volume, placed: Placed) -
     In this order: a gap that is a multiple of the declared spacing between slices says so, a gap that is equal to it
     clears the series (gapped and overlapping acquisitions declare theirs); without that, numbers that skip 1, 2, ...
     that no other image of the series has, and a gap that is a multiple of the slice thickness, say so.
-    Some scanners write the space *between* slices into SpacingBetweenSlices; then thickness + space is the gap.
+    Some scanners write the space *between* slices into SpacingBetweenSlices; then thickness + space is the gap. Others
+    give it a sign for the direction (PS3.3 C.8.4.15 does, for NM).
     """
     gaps = placed.gaps_mm
     if not len(gaps) or unevenness(placed) > GAP_TOLERANCE:
         return ()
     gap = float(np.median(gaps))
     thickness = _usual(plane.thickness_mm for plane in placed.planes)
-    between = _usual(plane.between_mm for plane in placed.planes)
+    between = _usual(None if mm is None else abs(mm) for mm in (plane.between_mm for plane in placed.planes))
     step = _number_step(headers, volume)
     found = f"slices lie {gap:.4g} mm apart"
     if between is not None:
@@ -687,6 +703,13 @@ def check_inconsistent_rescale(headers: Sequence[Header], volume: Volume, placed
     return (Finding("inconsistent_rescale", reason),)
 
 
+def check_zero_slope(headers: Sequence[Header], volume: Volume, placed: Placed) -> tuple[Finding, ...]:
+    """Find a rescale slope of 0 in every slice: all values would be one; an empty PET slice may have it."""
+    if any(plane.slope != 0 for plane in placed.planes):
+        return ()
+    return (Finding("bad_header", "a rescale slope of 0 in every slice"),)
+
+
 VOLUME_CHECKS: tuple[Callable[[Sequence[Header], Volume, Placed], tuple[Finding, ...]], ...] = (
     check_missing_slices,
     check_uneven_gaps,
@@ -697,6 +720,7 @@ VOLUME_CHECKS: tuple[Callable[[Sequence[Header], Volume, Placed], tuple[Finding,
     check_mixed_values,
     check_mixed_derived,
     check_inconsistent_rescale,
+    check_zero_slope,
     check_split_by_order,
 )
 

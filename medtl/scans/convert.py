@@ -25,7 +25,7 @@ from medtl.scans.checks import action_of, check_policy
 from medtl.scans.frames import UNCOMPRESSED, stored_type
 from medtl.scans.intake import judge_with_pixels
 from medtl.scans.series import REFUSED, Member, Verdict
-from medtl.scans.sources import SourceFile, list_files
+from medtl.scans.sources import SourceFile, list_files, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,14 @@ def convert(source: Path, out: Path, config: ScansConfig, names: Pseudonymiser, 
 
 
 def _converted(files: Sequence[SourceFile], writer: _Writer, config: ScansConfig, names: Pseudonymiser) -> Conversion:
-    refused = [_exclude(names.file(f.relative), f.refusal, config) for f in files if f.refusal is not None]
     members = list(writer.headers([file for file in files if file.refusal is None]))
+    archives = [member.file for member in members if member.kind == "npz"]
+    if archives:
+        inside = [file for archive in archives for file in unpack(archive, config)]
+        files = [*(file for file in files if file not in archives), *inside]
+        members = [member for member in members if member.kind != "npz"]
+        members += writer.headers([file for file in inside if file.refusal is None])
+    refused = [_exclude(names.file(f.relative), f.refusal, config) for f in files if f.refusal is not None]
     bundles: dict[str, list[Member]] = defaultdict(list)
     for number, member in enumerate(members):
         series = member.header.series if member.header else None

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import lru_cache
 from io import BytesIO
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -68,6 +68,16 @@ class Deidentified:
     pairs: tuple[tuple[str, str, str], ...] = field(repr=False)
     instance: str | None  # new SOP Instance UID
     patient: str | None  # pseudonym
+    picture: Picture | None = None  # None: the file holds no pixels
+
+
+class Picture(NamedTuple):
+    """What a header says of its picture: enough to tell the risk that text is burned into it."""
+
+    sop_class: str
+    modality: str
+    image_type: tuple[str, ...]
+    burned_in: str
 
 
 IMPLEMENTATION_UID = "2.25.226337519340617412396157871098123561877"
@@ -81,6 +91,8 @@ MAX_DEPTH = 48  # sequences inside sequences
 FIRST_YEAR = 1800  # an earlier one is no date of an examination
 MAX_SHORT = 0xFFFE  # bytes of a value whose length has 16 bits
 MAX_KINDS = 1 << 16  # remembered decisions; hostile files cannot grow the memory
+MAX_VALUES, MAX_PEOPLE = 1 << 14, 1 << 8  # remembered values, of all and of one patient; patients
+MAX_SEQUENCE = 1 << 12  # bytes of a sequence that is remembered as a whole
 HEADS = (1 << 15, 1 << 20, 1 << 24)  # how much is read before all of it is
 
 _OPEN = 0xFFFFFFFF
@@ -90,12 +102,15 @@ _DELIMITER = 63  # in a table of decisions: the end of an item
 _TAG = struct.Struct("<HH")
 _U32 = struct.Struct("<I")
 _HEAD = struct.Struct("<4sI")
+_IMAGE_TYPE, _MODALITY, _BURNED_IN = 0x00080008, 0x00080060, 0x00280301
 _NOTED = frozenset({CHARSET, SOP_CLASS, SOP_INSTANCE, STUDY_INSTANCE, PATIENT_ID, ISSUER})
+_NOTED |= {_IMAGE_TYPE, _MODALITY, _BURNED_IN}
 # Plain numbers for the innermost loop, where looking up a member of an enumeration would double the time.
+_KEEP = int(Action.KEEP)
 _DROP, _DUMMY = int(Action.DROP), int(Action.DUMMY)
-_CHECK, _PIXELS, _UID = int(Action.CHECK), int(Action.PIXELS), int(Action.UID)
+_CHECK, _PIXELS, _UID, _NAME = int(Action.CHECK), int(Action.PIXELS), int(Action.UID), int(Action.NAME)
 _WAIT = frozenset({int(Action.DATE), int(Action.NAME), int(Action.PATIENT)})
-_NEVER = 1 << 40  # after every tag
+_NESTING = frozenset({int(Action.WALK), int(Action.SCRUB)})
 
 _FORMS = {
     "AS": re.compile(rb"\d{3}[DWMY] ?"),
@@ -165,9 +180,10 @@ def deidentified(data: Readable, names: Pseudonymiser, rules: Rules | None = Non
 def _deidentify(
     data: Readable, head: bytes, start: int, syntax: str, meta: dict[int, bytes], names: Pseudonymiser, rules: Rules
 ) -> Deidentified:
+    memory = _memory(names, rules, syntax == IMPLICIT)
     for size in (*HEADS[1:], len(data)):
         whole = len(head) >= len(data)
-        walk = _Walk(data, profile(rules), names, implicit=syntax == IMPLICIT)
+        walk = _Walk(data, profile(rules), names, memory)
         try:
             walk.dataset(head, start)
         except (ScanError, struct.error, IndexError) as error:
@@ -184,7 +200,7 @@ def _deidentify(
 
 def _in_memory(result: Deidentified, data: Readable) -> Deidentified:
     pieces = tuple(p if isinstance(p, bytes) else bytes(data[p[0] : p[0] + p[1]]) for p in result.pieces)
-    return replace(result, pieces=pieces)
+    return replace(result, pieces=(b"".join(pieces),))
 
 
 def _truncated() -> ScanError:
@@ -244,20 +260,67 @@ class _Decision(NamedTuple):
     """What is done with every element that begins with the same bytes, and what of it can be known beforehand."""
 
     action: int
-    number: int  # tag * 2, and 1 if the length has 32 bits
+    tag: int
+    wide: bool  # its length has 32 bits
     vr: str
+    noted: bool = False
     fixed: bytes = b""  # the new element, where it does not depend on the value
     empty: bytes = b""  # the new element, where there was no value
     form: re.Pattern[bytes] | None = None
     short: bool = False  # the new element's length has 16 bits
 
-    @property
-    def tag(self) -> int:
-        return self.number >> 1
+
+class _Table:
+    """What is known of elements by their first bytes, for one encoding.
+
+    ``decisions``: by tag and, if explicit, VR. ``steps``: by the first eight bytes, in which the length stands too: how
+    far to go over what is kept whatever its value, or minus that over what is dropped; one of them for each number of
+    marks that are still to be written, so that no element before which one belongs is stepped over.
+    """
+
+    def __init__(self, implicit: bool) -> None:
+        self.decisions: dict[bytes, _Decision] = {}
+        self.steps: tuple[dict[bytes, int], ...] = ({}, {}, {}, {}, {})
+        self.end = _Decision(_DELIMITER, 0xFFFEE00D, implicit, "")
+        self.delimiter = _ITEM_END if implicit else _ITEM_END + b"\0\0"
+        self.decisions[self.delimiter] = self.end
 
 
-# By the first bytes of an element (tag and, if explicit, VR): a decision, or for what is kept its number alone.
-_Table = dict[bytes, "int | _Decision"]
+_Pairs = list[tuple[str, str, str]]
+
+
+class _Person:
+    """A patient, as far as one file names them, and what their dates and names become."""
+
+    def __init__(self, whole: str | None, name: str | None, days: int) -> None:
+        self.whole, self.name, self.days = whole, name, days
+        self.late: dict[bytes, bytes] = {}  # new elements by the old ones
+
+
+class _Memory:
+    """What was worked out for one key and one set of rules: the values of a series repeat.
+
+    It holds raw values, as the files do, and is never written down. What is full is emptied: files cannot grow it.
+    """
+
+    def __init__(self, rules: Rules, implicit: bool) -> None:
+        self.implicit = implicit
+        self.tables = (_Table(implicit), _Table(implicit))  # outside, and inside what is scrubbed
+        self.marks = _marks(rules, implicit)
+        self.uids: dict[bytes, tuple[bytes, _Pairs]] = {}  # new elements by the old ones
+        self.sequences: dict[bytes, tuple[bytes, _Pairs]] = {}
+        self.people: dict[tuple[bytes | None, ...], _Person] = {}
+
+
+@lru_cache(maxsize=8)
+def _memory(names: Pseudonymiser, rules: Rules, implicit: bool) -> _Memory:
+    return _Memory(rules, implicit)
+
+
+def _keep(memory: dict[Any, Any], key: object, value: object, most: int) -> None:
+    if len(memory) >= most:
+        memory.clear()
+    memory[key] = value
 
 
 class _Later(NamedTuple):
@@ -265,46 +328,31 @@ class _Later(NamedTuple):
 
     place: int  # in the output
     decision: _Decision
-    raw: bytes
-    level: _Level
-
-
-@lru_cache(maxsize=16)
-def _tables(rules: Rules) -> tuple[_Table, ...]:
-    """Give empty tables of decisions for explicit, implicit, explicit inside and implicit inside what is scrubbed."""
-
-    def table(implicit: bool) -> _Table:
-        key = _ITEM_END if implicit else _ITEM_END + b"\0\0"
-        return {key: _Decision(_DELIMITER, 0xFFFEE00D * 2 + implicit, "")}
-
-    return tuple(table(implicit) for implicit in (False, True, False, True))
+    element: bytes
+    depth: int
 
 
 class _Walk:
     """One pass over one data set."""
 
-    def __init__(self, data: Readable, rules: Profile, names: Pseudonymiser, implicit: bool) -> None:
-        self.data, self.profile, self.names = data, rules, names
-        self.top = _Level(0, implicit)
-        self.out: list[Piece] = []
+    def __init__(self, data: Readable, rules: Profile, names: Pseudonymiser, memory: _Memory) -> None:
+        self.data, self.profile, self.names, self.memory = data, rules, names, memory
+        self.top = _Level(0, memory.implicit)
+        self.out: list[bytes] = []
         self.later: list[_Later] = []
         self.noted: dict[int, bytes] = {}
-        self.uids: dict[bytes, bytes] = {}
-        self.people: dict[str, str] = {}
-        self.shifts: dict[tuple[bytes, str], bytes | None] = {}
+        self.pairs: _Pairs = []
         self.whole: str | None = None  # the patient, as the label table knows them
-        self.pixels: int | None = None  # their place in the output
-        self.tables = _tables(rules.rules)
-        self.marks = list(_marks(rules.rules, implicit))
+        self.pixels: tuple[int, int, int] | None = None  # place in the output, start and length in the input
+        self.marks = list(memory.marks)
 
     def dataset(self, head: bytes, start: int) -> None:
         """Walk the data set that begins at ``start``; ``head`` is the beginning of the file."""
         pos = self._elements(head, start, len(head), self.top)
         if pos < len(head):  # stopped at the pixels
             stop = self._pixels_end(head, pos)
-            self.pixels = len(self.out)
-            self.out.append((pos, stop - pos))
-            tail = bytes(self.data[stop:])
+            self.pixels = (len(self.out), pos, stop - pos)
+            tail = bytes(self.data[stop:]) if stop < len(self.data) else b""
             if tail.strip(b"\0") and self._elements(tail, 0, len(tail), self.top) < len(tail):
                 raise _malformed("two elements of pixel data")
         self.out += [mark for _, mark in reversed(self.marks)]
@@ -321,29 +369,38 @@ class _Walk:
 
     def finish(self, syntax: str, meta: dict[int, bytes]) -> Deidentified:
         """Write what had to wait for the patient, and the file meta information."""
-        instance = self.noted.get(SOP_INSTANCE) or meta.get(0x0003, b"")
-        kind = self.noted.get(SOP_CLASS) or meta.get(0x0002, b"")
-        raw = self.whole = self._patient()
-        patient = self._person(raw) or None if raw else None
-        study = self.noted.get(STUDY_INSTANCE) or instance
-        days = self.names.days(raw or study.decode("latin-1").strip("\0 "))
+        noted = self.noted
+        instance = noted.get(SOP_INSTANCE) or meta.get(0x0003, b"")
+        kind = noted.get(SOP_CLASS) or meta.get(0x0002, b"")
+        person = self._who(noted.get(STUDY_INSTANCE) or instance)
+        self.whole = person.whole
+        if person.whole and person.name:
+            self.pairs.append(("patient", person.whole, person.name))
+        known, out = person.late.get, self.out
         for late in self.later:
-            self.out[late.place] = self._late(late, days, patient)
+            new = known(late.element)
+            out[late.place] = self._late(late, person) if new is None or late.depth else new
         if not self.profile.rules.retain_uids or _FORMS["UI"].fullmatch(instance) is None:
             instance = self._new_uids(instance)
         head = _meta(kind if _FORMS["UI"].fullmatch(kind) else b"", instance, syntax)
-        pairs = [("uid", old.decode("latin-1"), new.decode("ascii")) for old, new in self.uids.items()]
-        pairs += [("patient", person, name) for person, name in self.people.items()]
         new_instance = instance.strip(b"\0 ").decode("ascii") or None
-        return Deidentified(self._pieces(head), tuple(pairs), new_instance, patient)
+        pairs = tuple(dict.fromkeys(self.pairs))
+        return Deidentified(self._pieces(head), pairs, new_instance, person.name, self._picture(kind))
+
+    def _picture(self, kind: bytes) -> Picture | None:
+        if self.pixels is None:
+            return None
+        raw = (kind, *(self.noted.get(tag, b"") for tag in (_MODALITY, _IMAGE_TYPE, _BURNED_IN)))
+        sop, modality, image_type, burned_in = (value.decode("latin-1").strip("\0 ") for value in raw)
+        return Picture(sop, modality, tuple(image_type.split("\\")), burned_in)
 
     def _pieces(self, head: bytes) -> tuple[Piece, ...]:
         """Join the output around the pixels."""
-        place = len(self.out) if self.pixels is None else self.pixels
-        before = [piece for piece in self.out[:place] if isinstance(piece, bytes)]
-        after = b"".join(piece for piece in self.out[place + 1 :] if isinstance(piece, bytes))
-        joined = (b"".join([head, *before]), *self.out[place : place + 1], after)
-        return tuple(piece for piece in joined if piece)
+        if self.pixels is None:
+            return (b"".join([head, *self.out]),)
+        place, start, length = self.pixels
+        before, after = b"".join([head, *self.out[:place]]), b"".join(self.out[place:])
+        return (before, (start, length), after) if after else (before, (start, length))
 
     def _elements(self, head: bytes, pos: int, end: int, level: _Level) -> int:
         """Walk elements up to ``end``, or to the delimiter of an open-ended item; give the place after them.
@@ -351,32 +408,46 @@ class _Walk:
         At the top the walk stops before pixel data.
         """
         depth, implicit, emit, scrub, open_ended = level
-        decided = self.tables[2 * scrub + implicit].get
-        width, wide_head = (4, 8) if implicit else (6, 12)
-        unpack, out = _U32.unpack_from, self.out
-        mark = self.marks[-1][0] * 2 if depth == 0 and self.marks else _NEVER
+        out, table, unpack = self.out, self.memory.tables[scrub], _U32.unpack_from
+        decided, steps = table.decisions.get, table.steps[0 if depth else len(self.marks)]
+        width, wide_head, jump = (4, 8, steps.get) if implicit else (6, 12, steps.get)
         blocks: dict[int, str] = {}
         run = pos
         while pos < end:
-            key = head[pos : pos + width]
-            known = decided(key) or self._decide(key, level)
-            decision, number = (None, known) if isinstance(known, int) else (known, known.number)
-            if number & 1:
+            step = jump(head[pos : pos + 8])
+            if step is not None:
+                if step < 0:
+                    if run < pos and emit:
+                        out.append(head[run:pos])
+                    run = pos - step
+                    pos = run
+                else:
+                    pos += step
+                continue
+            decision = decided(head[pos : pos + width]) or self._decide(head[pos : pos + width], level)
+            if depth == 0 and self.marks and decision.tag >= self.marks[-1][0]:
+                run = self._insert_marks(head, run, pos, decision.tag)
+                steps = table.steps[len(self.marks)]
+                jump = steps.get
+            if decision.wide:
                 value = pos + wide_head
                 (length,) = unpack(head, value - 4)
             else:
                 value = pos + 8
                 length = head[pos + 6] | head[pos + 7] << 8
-            stop = value + length
-            if number > mark:
-                run, mark = self._insert_marks(head, run, pos, number >> 1)
-            if decision is None:
-                if stop > end:
-                    raise _truncated()
+            stop, action = value + length, decision.action
+            if action <= _DROP and length != _OPEN and not (decision.noted and depth == 0 and stop <= end):
+                if value == pos + 8 and not decision.noted:
+                    _keep(steps, head[pos:value], stop - pos if action != _DROP else pos - stop, MAX_KINDS)
+                if action == _DROP:
+                    if run < pos and emit:
+                        out.append(head[run:pos])
+                    run = stop
                 pos = stop
                 continue
-            action = decision.action
-            if action == _CHECK and stop <= end and self._well_formed(decision, head, value, stop, depth):
+            if action == _KEEP or (action == _CHECK and stop <= end and _well_formed(decision, head, value, stop)):
+                if decision.noted and depth == 0:
+                    self.noted[decision.tag] = head[value:stop]
                 pos = stop
                 continue
             if run < pos and emit:
@@ -387,19 +458,38 @@ class _Walk:
                 return pos + 8
             if action == _PIXELS and depth == 0:
                 return pos
-            if action <= _DUMMY and stop <= end:  # the same whatever the value, but for an empty one
-                if action != _DROP and emit:
-                    out.append(decision.fixed if head[value:stop].strip(b" \0") else decision.empty)
+            if stop <= end and emit and self._at_once(decision, head, pos, value, stop, depth):
                 pos = run = stop
                 continue
-            pos = run = self._act(decision, head, value, length, end, level, blocks)
+            pos = run = self._act(decision, head, pos, value, length, end, level, blocks)
         if open_ended or pos > end:
             raise _truncated()
         if run < pos and emit:
             out.append(head[run:pos])
         return end
 
-    def _decide(self, key: bytes, level: _Level) -> int | _Decision:
+    def _at_once(self, decision: _Decision, head: bytes, pos: int, value: int, stop: int, depth: int) -> bool:
+        """Write an element of a common kind; tell whether it was one."""
+        action = decision.action
+        if action <= _DUMMY:  # the same whatever the value, but for an empty one
+            self.out.append(decision.fixed if head[value:stop].strip(b" \0") else decision.empty)
+            return True
+        if action == _UID:
+            known = self.memory.uids.get(head[pos:stop])
+            if known is None:
+                return False
+            self.out.append(known[0])
+            self.pairs += known[1]
+        elif action in _WAIT and (depth == 0 or action != _NAME):
+            self.later.append(_Later(len(self.out), decision, head[pos:stop], depth))
+            self.out.append(b"")
+        else:
+            return False
+        if decision.noted and depth == 0:
+            self.noted[decision.tag] = head[value:stop]
+        return True
+
+    def _decide(self, key: bytes, level: _Level) -> _Decision:
         if len(key) < (4 if level.implicit else 6):
             raise _truncated()
         written = "UN" if level.implicit else key[4:6].decode("latin-1")
@@ -411,42 +501,34 @@ class _Walk:
             if tag >> 16 == 0x0004:
                 raise ScanError("dicomdir", "a directory of a medium holds no image; its files are read by themselves")
             raise _malformed("an element without a value representation, or a stray delimiter")
-        number = tag * 2 + (level.implicit or written in LONG)
-        if action == Action.KEEP:
-            return self._remember(key, level, number)
-        empty = _encoded(key[:4], vr, b"", level.implicit) if action != Action.DROP else b""
-        fixed = (
-            _encoded(key[:4], vr, _DUMMIES.get(vr, _TEXT_DUMMY), level.implicit) if action == Action.DUMMY else empty
-        )
+        wide = level.implicit or written in LONG
+        empty = fixed = b""
+        if action not in (Action.KEEP, Action.DROP):
+            empty = fixed = _encoded(key[:4], vr, b"", level.implicit)
+        if action == Action.DUMMY:
+            fixed = _encoded(key[:4], vr, _DUMMIES.get(vr, _TEXT_DUMMY), level.implicit)
         short = not level.implicit and vr not in LONG
-        return self._remember(key, level, _Decision(int(action), number, vr, fixed, empty, _FORMS.get(vr), short))
+        made = _Decision(int(action), tag, wide, vr, tag in _NOTED, fixed, empty, _FORMS.get(vr), short)
+        table = self.memory.tables[level.scrub]
+        if len(table.decisions) >= MAX_KINDS:
+            table.decisions.clear()
+            table.decisions[table.delimiter] = table.end
+        table.decisions[key] = made
+        return made
 
-    def _remember(self, key: bytes, level: _Level, decision: int | _Decision) -> int | _Decision:
-        table = self.tables[2 * level.scrub + level.implicit]
-        if len(table) < MAX_KINDS:
-            table[key] = decision
-        return decision
-
-    def _insert_marks(self, head: bytes, run: int, pos: int, tag: int) -> tuple[int, int]:
-        """Write the marks that come before ``tag``; give where the run of kept bytes now begins, and the next mark."""
+    def _insert_marks(self, head: bytes, run: int, pos: int, tag: int) -> int:
+        """Write the marks that come before ``tag``; give where the run of kept bytes now begins."""
         if run < pos:
             self.out.append(head[run:pos])
         while self.marks and self.marks[-1][0] <= tag:
             self.out.append(self.marks.pop()[1])
-        return pos, self.marks[-1][0] * 2 if self.marks else _NEVER
-
-    def _well_formed(self, decision: _Decision, head: bytes, value: int, stop: int, depth: int) -> bool:
-        """Tell whether a value has the form of its VR, so that it can be kept as it is."""
-        if decision.form is not None and decision.form.fullmatch(head, value, stop) is None:
-            return False
-        if depth == 0 and decision.tag in _NOTED:
-            self.noted[decision.tag] = head[value:stop]
-        return True
+        return pos
 
     def _act(
         self,
         decision: _Decision,
         head: bytes,
+        pos: int,
         value: int,
         length: int,
         end: int,
@@ -454,13 +536,15 @@ class _Walk:
         blocks: dict[int, str],
     ) -> int:
         """Do what was decided with one element; give the place after it."""
+        if level.depth == 0 and decision.vr == "SQ" and decision.action in _NESTING:
+            return self._repeated(decision, head, pos, value, length, end)
         if length == _OPEN:
             return self._open(decision, head, value, end, level)
         action, stop = decision.action, value + length
         if stop > end:
             raise _truncated()
         raw = head[value:stop]
-        if level.depth == 0 and decision.tag in _NOTED:
+        if level.depth == 0 and decision.noted:
             self.noted[decision.tag] = raw
         if action == Action.OVERLAY_BIT and raw.strip(b"\0"):
             raise ScanError("embedded_overlay", "an overlay lies in the upper bits of the pixels, out of reach here")
@@ -470,9 +554,36 @@ class _Walk:
             self._sequence(decision, head, value, stop, level, open_ended=False)
         elif action == Action.PRIVATE:
             self._private(decision, raw, level, blocks)
+        elif action == _UID and decision.vr == "UI":
+            before = len(self.pairs)
+            self.out.append(self._written(decision, raw, self._new_uids(raw)))
+            _keep(self.memory.uids, head[pos:stop], (self.out[-1], self.pairs[before:]), MAX_VALUES)
         else:
-            self._rewrite(decision, raw, level)
+            self._rewrite(decision, raw)
         return stop
+
+    def _repeated(self, decision: _Decision, head: bytes, pos: int, value: int, length: int, end: int) -> int:
+        """Walk a sequence at the top, or take what came of the same bytes before; give the place after it."""
+        stop = value + length
+        if length == _OPEN:  # where no other one lies inside, the first end is its own
+            stop = head.find(_SEQUENCE_TAIL, value, value + MAX_SEQUENCE) + 8
+        known = self.memory.sequences.get(head[pos:stop]) if stop <= end else None
+        if known is not None:
+            self.out.append(known[0])
+            self.pairs += known[1]
+            return stop
+        out, later, pairs = len(self.out), len(self.later), len(self.pairs)
+        if length == _OPEN:
+            last = self._sequence(decision, head, value, end, self.top, open_ended=True)
+        elif stop > end:
+            raise _truncated()
+        else:
+            self._sequence(decision, head, value, stop, self.top, open_ended=False)
+            last = stop
+        if last == stop and last - pos <= MAX_SEQUENCE and len(self.later) == later:  # nothing of it waits
+            new = b"".join(self.out[out:])
+            _keep(self.memory.sequences, head[pos:stop], (new, self.pairs[pairs:]), MAX_VALUES)
+        return last
 
     def _open(self, decision: _Decision, head: bytes, value: int, end: int, level: _Level) -> int:
         """Walk an element of undefined length, to copy, empty or skip it; give the place after it."""
@@ -542,16 +653,10 @@ class _Walk:
         if keep:
             self.out.append(_encoded(_key(decision.tag), vr, raw, level.implicit))
 
-    def _rewrite(self, decision: _Decision, raw: bytes, level: _Level) -> None:
+    def _rewrite(self, decision: _Decision, raw: bytes) -> None:
         """Write one element anew."""
         action, new = decision.action, None
-        if action == _UID:
-            new = self._new_uids(raw) if decision.vr == "UI" else None
-        elif action in _WAIT and not (action == Action.NAME and level.depth):
-            self.later.append(_Later(len(self.out), decision, raw, level))
-            self.out.append(b"")
-            return
-        elif action == Action.NAME:
+        if action == Action.NAME:
             new = b""
         elif action == Action.AGE:
             new = _age(raw) if decision.vr == "AS" else None
@@ -577,18 +682,32 @@ class _Walk:
             raise ScanError("too_large", "a list of identifiers that is too long for its element once it is mapped")
         return decision.empty[:6] + len(new).to_bytes(2, "little") + new
 
-    def _late(self, late: _Later, days: int, patient: str | None) -> bytes:
+    def _late(self, late: _Later, person: _Person) -> bytes:
+        """Write an element that depends on the patient, and remember it where it depends on nothing else."""
         new: bytes | None
-        if late.decision.action == Action.DATE:
-            key = late.raw, late.decision.vr
-            if key not in self.shifts:
-                self.shifts[key] = _shifted(late.raw, days, late.decision.vr)
-            new = self.shifts[key]
-        elif late.level.depth == 0:
-            new = (patient or "").encode("ascii")
+        decision = late.decision
+        raw = late.element[(12 if not self.memory.implicit and decision.wide else 8) :]
+        if decision.action == Action.DATE:
+            new = _shifted(raw, person.days, decision.vr)
+        elif late.depth == 0:
+            new = (person.name or "").encode("ascii")
         else:
-            new = self._person(self._text(PATIENT_ID, late.raw)).encode("ascii")
-        return self._written(late.decision, late.raw, new)
+            new = self._person(self._text(PATIENT_ID, raw)).encode("ascii")
+        written = self._written(decision, raw, new)
+        if late.depth == 0:
+            _keep(person.late, late.element, written, MAX_VALUES)
+        return written
+
+    def _who(self, study: bytes) -> _Person:
+        """Give the file's patient; dates of nobody known are moved by study."""
+        key = (*(self.noted.get(tag) for tag in (PATIENT_ID, ISSUER, CHARSET)), study)
+        person = self.memory.people.get(key)
+        if person is None:
+            whole = self._patient()
+            name = self.names.name("patient", whole) if whole else None
+            person = _Person(whole, name, self.names.days(whole or study.decode("latin-1").strip("\0 ")))
+            _keep(self.memory.people, key, person, MAX_PEOPLE)
+        return person
 
     def _patient(self) -> str | None:
         """Give the patient as the label table knows them: the ID, and who issued it where that is said."""
@@ -602,7 +721,8 @@ class _Walk:
             return ""
         if self.whole and self.whole.split("\0")[0] == raw:
             raw = self.whole
-        name = self.people[raw] = self.names.name("patient", raw)
+        name = self.names.name("patient", raw)
+        self.pairs.append(("patient", raw, name))
         return name
 
     def _text(self, tag: int, raw: bytes) -> str:
@@ -616,12 +736,16 @@ class _Walk:
         uid = raw.strip(b" \0")
         if b"\\" in uid:
             return b"\\".join(self._new_uids(part) for part in uid.split(b"\\"))
-        new = self.uids.get(uid)
-        if new is None:
-            if not uid or uid in _well_known():
-                return uid
-            new = self.uids[uid] = self.names.uid(uid.decode("latin-1")).encode("ascii")
-        return new
+        if not uid or uid in _well_known():
+            return uid
+        new = self.names.uid(uid.decode("latin-1"))
+        self.pairs.append(("uid", uid.decode("latin-1"), new))
+        return new.encode("ascii")
+
+
+def _well_formed(decision: _Decision, head: bytes, value: int, stop: int) -> bool:
+    """Tell whether a value has the form of its VR, so that it can be kept as it is."""
+    return decision.form is None or decision.form.fullmatch(head, value, stop) is not None
 
 
 @lru_cache(maxsize=32)
@@ -663,16 +787,22 @@ def _code(code: str, meaning: str, implicit: bool) -> bytes:
 
 def _meta(kind: bytes, instance: bytes, syntax: str) -> bytes:
     """Encode the file meta information: of the input's only class and transfer syntax pass."""
+    before, after = _around_instance(kind, syntax)
+    body = before + _encoded(b"\2\0\3\0", "UI", instance.rstrip(b"\0 "), False) + after if instance else before + after
+    return b"\0" * 128 + b"DICM\2\0\0\0UL\4\0" + _U32.pack(len(body)) + body
+
+
+@lru_cache(maxsize=64)
+def _around_instance(kind: bytes, syntax: str) -> tuple[bytes, bytes]:
     rows = [
         (0x0001, "OB", b"\0\1"),
         (0x0002, "UI", kind.rstrip(b"\0 ")),
-        (0x0003, "UI", instance.rstrip(b"\0 ")),
         (0x0010, "UI", syntax.encode("ascii")),
         (0x0012, "UI", IMPLEMENTATION_UID.encode("ascii")),
         (0x0013, "SH", IMPLEMENTATION_NAME.encode("ascii")),
     ]
-    body = b"".join(_encoded(_TAG.pack(0x0002, number), vr, value, False) for number, vr, value in rows if value)
-    return b"\0" * 128 + b"DICM" + _encoded(_TAG.pack(0x0002, 0), "UL", _U32.pack(len(body)), False) + body
+    coded = [_encoded(_TAG.pack(0x0002, number), vr, value, False) for number, vr, value in rows if value]
+    return b"".join(coded[:-3]), b"".join(coded[-3:])
 
 
 def _fragments_end(data: Readable, pos: int, end: int) -> int:

@@ -103,6 +103,15 @@ class Plane:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiles:
+    """How the slices of a mosaic lie in its one frame, and which way they go (LPS, unit vector)."""
+
+    count: int
+    across: int  # tiles in a row, and in a column
+    normal: Vector
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """What the rest of intake needs of one DICOM file. Raw identifiers stay in memory; nothing here is written down.
 
@@ -147,6 +156,7 @@ class Header:
     mosaic: bool = False  # Siemens: many slices tiled into one frame
     window: tuple[float, float] | None = None  # first centre and width
     has_lut: bool = False  # a modality LUT sequence instead of slope and intercept
+    tiles: Tiles | None = None  # of a mosaic, where they are told completely
     plain: bool = True  # False: it took pydicom to understand it
 
 

@@ -12,7 +12,7 @@ was, its files are not opened again; a file that joins a series opens that serie
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -42,6 +42,7 @@ from medtl.scans.sources import SourceFile
 log = logging.getLogger(__name__)
 SCANS, EXCLUSIONS, ORIGINS = "scans.json", "exclusions.json", "origins.json"
 _SEGMENT_BYTES, _SEGMENT_UNITS = 256_000_000, 2000
+_PASSING = frozenset({"changed", "unreadable"})  # refusals that say nothing of the bytes: tried again each time
 _NOT_SETTINGS = {"source", "key_file", "workers", "pacs", "stable_seconds", "max_archive_files", "max_archive_ratio"}
 
 
@@ -126,13 +127,17 @@ class _Intake:
     ) -> None:
         self._config, self._names, self._store, self._readmitted = config, names, store, readmitted
         self._reader = reader
+        self._tries: Counter[str] = Counter()  # of each unit, in ingests before, that came to nothing
         settings = config.model_dump(mode="json", exclude=_NOT_SETTINGS)
         self._settings = digest_of([settings, names.fingerprint, code_digest("scans"), libraries()])
 
     def units(self, first: Mapping[str, SourceFile]) -> list[Unit]:
         """Give the units of these files, from the store where it has them."""
         known = list(known_units(self._store))
-        kept = self._standing(known, first)
+        failed = {unit.bundle for unit in known if _passed(unit)}
+        self._tries = Counter(unit.digest for unit in known if _passed(unit))
+        known = [unit for unit in known if not _passed(unit)]
+        kept = self._standing((unit for unit in known if unit.bundle not in failed), first)
         covered = {sha for units in kept.values() for unit in units for sha in unit.members}
         members = self._headers([file for sha, file in first.items() if sha not in covered])
         reopened = {_key(member, self._names) for member in members} - {None}
@@ -157,7 +162,7 @@ class _Intake:
         for batch in _batches(jobs):
             artifact = write_segment(
                 self._store,
-                tuple(f"{job.digest}/{job.bundle}" for job in batch),
+                tuple(f"{job.digest}/{job.bundle}" + "+" * self._tries[job.digest] for job in batch),
                 partial(self._finished, batch, by_digest, seen, total),
             )
             done += read_record(artifact.path / "units.json", tuple[Unit, ...])
@@ -201,7 +206,8 @@ class _Intake:
         together: dict[str, list[Member]] = defaultdict(list)
         for member in members:
             together[_key(member, self._names) or str(member.file.sha256)].append(member)
-        return list(together.values())
+        # in the order of their bytes: what files are called must not show in the result
+        return [sorted(files, key=lambda one: str(one.file.sha256)) for files in together.values()]
 
     def _jobs(self, members: list[Member]) -> Iterator[_Job]:
         shas = [str(member.file.sha256) for member in members]
@@ -230,7 +236,8 @@ class _Intake:
             key = self._names.name("series", series) if series else None
             own = {self._names.name("reference", frame) for frame in frames}
             found = [t.scan for unit in units if unit.key == key for t in unit.taken if key and t.scan.is_volume]
-            images = tuple(scan for scan in found if scan.frame is None or scan.frame in own)
+            fitting = (scan for scan in found if scan.frame is None or scan.frame in own)
+            images = tuple(sorted(fitting, key=lambda scan: scan.scan_id))
             if not images:
                 reason = (
                     "another frame of reference than its image's" if found else "its image is not among the volumes"
@@ -358,6 +365,10 @@ def _key(member: Member, names: Pseudonymiser) -> str | None:
     return names.name("series", series) if series else None
 
 
+def _passed(unit: Unit) -> bool:
+    return any(refused.code in _PASSING for refused in unit.refused)
+
+
 def _is_mask(member: Member) -> bool:
     return member.header is not None and member.header.sop_class in (*SEGMENTATIONS, STRUCTURES)
 
@@ -366,7 +377,9 @@ def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
     batch: list[_Job] = []
     size = 0
     for job in jobs:
-        if batch and (size + job.size > _SEGMENT_BYTES or len(batch) >= _SEGMENT_UNITS):
+        # a bundle is in a segment whole: half of one, after a crash, would pass for all of it
+        full = size + job.size > _SEGMENT_BYTES or len(batch) >= _SEGMENT_UNITS
+        if batch and full and job.bundle != batch[-1].bundle:
             yield batch
             batch, size = [], 0
         batch.append(job)
@@ -401,7 +414,7 @@ def _write(files: Sequence[SourceFile], units: Iterable[Unit], names: Pseudonymi
             exclusions.append(Exclusion(item, "scans", "duplicate_file", reason))
             continue
         seen.add(file.sha256)
-        for unit in unit_of[file.sha256]:
+        for unit in sorted(unit_of[file.sha256], key=lambda one: one.digest):
             if unit.digest in written:
                 continue
             written.add(unit.digest)

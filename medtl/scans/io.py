@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -26,11 +26,12 @@ from medtl.config import ScansConfig
 from medtl.errors import ScanError, StorageError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.records import AnyArray, Exclusion
-from medtl.scans import decoding, formats, frames, masks, nifti
+from medtl.scans import decoding, formats, frames, masks, mosaic, nifti
 from medtl.scans.deidentify import deidentified, strip_nifti
 from medtl.scans.formats import Decoded
 from medtl.scans.geometry import Affine, Volume, untilt
 from medtl.scans.headers import DamagedError, Header, check_size, read_header
+from medtl.scans.mosaic import with_tiles
 from medtl.scans.pixels import check_pixels, compact, dicom_pixels, nifti_slice
 from medtl.scans.profile import Rules
 from medtl.scans.quarantine import FOLDER, READMITTED, TABLE, Readmission, reasons_table
@@ -52,7 +53,10 @@ def look(file: SourceFile) -> Member:
             return Member(file, None, damage=ScanError("not_an_image", reason))
         if kind != "dicom":
             return Member(file, kind)
-        return Member(file, kind, read_header(start, file.size, lambda: read_bytes(file)))
+        header = read_header(start, file.size, lambda: read_bytes(file))
+        if header.mosaic:
+            header = with_tiles(header, _dataset(read_bytes(file), stop_before_pixels=True))
+        return Member(file, kind, header)
     except DamagedError as error:
         return Member(file, "dicom", error.header, error)
     except ScanError as error:
@@ -378,6 +382,9 @@ class Reader:
         self, files: Sequence[SourceFile], headers: Sequence[Header], volume: Volume, out: AnyArray | None
     ) -> tuple[AnyArray, list[int]]:
         """Read the stored values of a volume's frames, in slice order; with a checksum of each."""
+        first = headers[volume.members[0][0]]
+        if first.tiles is not None:
+            return self._mosaic(files, headers, volume)
         types = {frames.stored_type(headers[index]) for index, _ in volume.members}
         if len(types) > 1:
             raise ScanError("mixed_format", "the slices' values are stored at different depths or signs")
@@ -412,11 +419,23 @@ class Reader:
             sums[number] = frames.settle(voxels[number], header)
         return voxels, sums
 
+    def _mosaic(
+        self, files: Sequence[SourceFile], headers: Sequence[Header], volume: Volume
+    ) -> tuple[AnyArray, list[int]]:
+        """Read a mosaic as the one image that it is stored as, and cut it."""
+        header = headers[volume.members[0][0]]
+        assert header.tiles is not None
+        whole = replace(volume, shape=(1, header.rows, header.columns))
+        image, _ = self._frames(files, [replace(one, tiles=None) for one in headers], whole, None)
+        voxels = mosaic.cut(image[0], header.tiles)
+        return voxels, [frames.settle(piece, header) for piece in voxels]
+
     def _goes_straight(self, files: Sequence[SourceFile], headers: Sequence[Header], volume: Volume) -> bool:
         """Tell whether decoded values are the stored ones as they are, for every frame."""
         own = [headers[index] for index, _ in volume.members]
         return (
-            not any(header.transfer_syntax in frames.UNCOMPRESSED for header in own)
+            own[0].tiles is None
+            and not any(header.transfer_syntax in frames.UNCOMPRESSED for header in own)
             and not any(files[index].member for index, _ in volume.members)
             and len({decoding.format_of(header) for header in own}) == 1
             and decoding.format_of(own[0]).shape == volume.shape[1:]
@@ -453,9 +472,14 @@ class Reader:
         """Give frames that do not lie in their file as they are: by the decoding process, or by pydicom."""
         packed = [n for n, (_, header, _) in enumerate(places) if header.transfer_syntax not in frames.UNCOMPRESSED]
         if len(packed) < len(places):
-            for number, (file, header, frame) in enumerate(places):
-                if number not in packed:
-                    yield number, _with_pydicom(file, header, frame)
+            left = set(range(len(places))).difference(packed)
+            for file, chosen in _by_file(places, left).items():  # each is read once, however many frames it has
+                data = read_bytes(file)
+                dataset = None if all(frames.is_direct(places[n][1]) for n in chosen) else _dataset(data)
+                for number in chosen:
+                    _, header, frame = places[number]
+                    direct = frames.is_direct(header)
+                    yield number, _frame_of(data, header, frame) if direct else _unpacked(dataset, header, frame)
         if not packed:
             return
         with tempfile.TemporaryDirectory(prefix="medtl-") as name:
@@ -492,6 +516,10 @@ class Reader:
         if header.transfer_syntax not in frames.UNCOMPRESSED:
             places = [(member.file, header, frame) for frame in range(header.frames)]
             stored = {number: np.array(frame) for number, frame in self._decoded(places)}
+        elif frames.is_direct(header):
+            stored = {number: _frame_of(data, header, number).copy() for number in range(header.frames)}
+            for frame in stored.values():
+                frames.settle(frame, header)
         found = []
         for number in range(header.frames):
             pixels, bits = dicom_pixels(dataset, self._config, stored.get(number), number)
@@ -569,13 +597,31 @@ def _dataset(data: bytes, stop_before_pixels: bool = False) -> Any:
     return dcmread(io.BytesIO(data), force=data[128:132] != b"DICM", stop_before_pixels=stop_before_pixels)
 
 
-def _with_pydicom(file: SourceFile, header: Header, frame: int) -> AnyArray:
-    """Read an uncompressed frame in whatever byte order and packing; python alone, nothing that can crash."""
-    from pydicom import dcmread
+def _by_file(places: Sequence[tuple[SourceFile, Header, int]], numbers: Iterable[int]) -> dict[SourceFile, list[int]]:
+    found: dict[SourceFile, list[int]] = {}
+    for number in sorted(numbers):
+        found.setdefault(places[number][0], []).append(number)
+    return found
+
+
+def _frame_of(data: bytes, header: Header, frame: int) -> AnyArray:
+    """Give an uncompressed frame from the bytes of its file, as it lies there."""
+    kind, count = frames.stored_type(header), header.rows * header.columns
+    assert header.pixel_offset is not None
+    offset = header.pixel_offset + frame * count * kind.itemsize
+    return np.frombuffer(data, kind, count, offset).reshape(header.rows, header.columns)
+
+
+def _unpacked(dataset: Any, header: Header, frame: int) -> AnyArray:
+    """Read an uncompressed frame in whatever byte order and packing; python alone, nothing that can crash.
+
+    Raises:
+        ScanError: ``bad_header`` for values that do not end at the lowest bit, of which pydicom keeps the wrong ones.
+    """
     from pydicom.pixels.utils import pixel_array
 
-    data = read_bytes(file)
-    dataset: Any = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
+    if header.bits_stored < header.bits_allocated and header.high_bit != header.bits_stored - 1:
+        raise ScanError("bad_header", f"{header.bits_stored} bits stored up to bit {header.high_bit}")
     return np.asarray(pixel_array(dataset, index=frame)).astype(frames.stored_type(header), copy=False)
 
 

@@ -15,6 +15,7 @@ from medtl.scans.checks import STRENGTH, action_of, check_header, check_series, 
 from medtl.scans.formats import Kind
 from medtl.scans.geometry import Finding, Volume
 from medtl.scans.headers import Header
+from medtl.scans.mosaic import mosaic_volume
 from medtl.scans.sources import SourceFile
 
 _OF_SPACE = frozenset({"no_geometry", "bad_geometry", "missing_rescale", "single_slice"})  # no matter for a picture
@@ -104,6 +105,11 @@ def judge(
             kept = drop_copies(headers, volume, every)
             found = Verdict(found.members, "repair", found.findings, _within(kept, own), found.policy)
         verdicts.append(found)
+    for i, header in enumerate(headers):
+        if header.tiles is not None and config.read != "images":
+            used.add(i)
+            findings = (*check_header(header, config), *check_series(headers, damaged))
+            verdicts.append(verdict((i,), findings, _within(mosaic_volume(header, i), (i,))))
     of_series = [
         finding for finding in check_series(headers) if config.read != "images" or finding.code in _OF_PICTURES
     ]
@@ -120,6 +126,8 @@ def _image(
     findings = [*check_header(header, config), *of_series]
     if header.pixel_keyword is None:
         findings.append(Finding("no_pixels", "a DICOM object without pixel data (a report, a plan, a cut-off file)"))
+    elif header.tiles is not None:
+        findings.append(Finding("mosaic", "a mosaic; scans.read is 'images'"))
     elif header.frames > 1:
         findings.append(Finding("multi_frame", f"{header.frames} frames that do not make a volume"))
     if config.read == "images":

@@ -147,6 +147,11 @@ def list_files(source: Path, config: ScansConfig) -> tuple[SourceFile, ...]:
     return tuple(_listed(source, config, set()))
 
 
+def unpack(archive: SourceFile, config: ScansConfig) -> tuple[SourceFile, ...]:
+    """List and digest what is in a zip archive; give the file itself where it is an array archive or none at all."""
+    return (archive,) if _is_npz(archive) else tuple(_members(archive, config, None))
+
+
 @contextmanager
 def opened(file: SourceFile) -> Iterator[IO[bytes]]:
     """Open a file of the source for reading, never through a link.
