@@ -38,6 +38,7 @@ MANIFEST = "manifest.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENOENT,
 }  # fmt: skip
 _HALF_BUILT = re.compile(r"\.[0-9a-f]{16}\..+")
 _DAY_S = 86_400.0
@@ -155,8 +156,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in _REFUSED:
             raise StorageError(
-                f"'{_folder(path)}' cannot be written ({error.strerror}). Choose another workspace: "
-                "--set workspace=FOLDER"
+                f"'{_folder(path)}' cannot be written ({error.strerror}). Name another folder "
+                "(of a run: --set workspace=FOLDER)."
             ) from error
         raise
 

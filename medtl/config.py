@@ -158,7 +158,9 @@ class DeidentifyConfig(Section):
     retain_patient_characteristics: bool = Field(False, description="keep sex, size, weight and age (90 and above: 90)")
     retain_device: bool = Field(False, description="keep what names the device")
     retain_institution: bool = Field(False, description="keep what names the institution")
-    retain_safe_private: bool = Field(False, description="keep private numbers that the standard calls safe")
+    retain_safe_private: bool = Field(
+        False, description="keep private numbers on a short list of ours that count as safe"
+    )
     descriptor_words: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.+/-]{1,64}$")], ...] = Field(
         (), description="words that may stay in descriptions; all others are removed"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import unicodedata
@@ -17,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from medtl.artifacts import storage_errors
 from medtl.errors import StorageError
 
+log = logging.getLogger(__name__)
 KEY_BYTES = 32
 LONGEST_SHIFT_DAYS = 3650
 
@@ -30,7 +32,10 @@ class Pseudonymiser:
 
     def __init__(self, key: bytes) -> None:
         if len(key) < 16:
-            raise StorageError("The pseudonym key is shorter than 16 bytes. Delete its file and a new one is made.")
+            raise StorageError(
+                "The pseudonym key is shorter than 16 bytes: its file is damaged. Bring it back from your backup; "
+                "with a new key every patient gets another name."
+            )
         self._key = key
         block = (key if len(key) <= 64 else hashlib.sha256(key).digest()).ljust(64, b"\0")
         self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
@@ -105,6 +110,7 @@ def load_pseudonymiser(key_file: Path | None = None) -> Pseudonymiser:
                 stream.write(secrets.token_bytes(KEY_BYTES))
                 stream.flush()
                 os.fsync(stream.fileno())
+            log.warning("made a new key of pseudonyms: '%s'. Back it up; another key gives other names", path)
         return Pseudonymiser(path.read_bytes())
 
 

@@ -23,7 +23,7 @@ from medtl import __version__
 from medtl.config import Config
 from medtl.errors import ConfigError, GateRefused, MedtlError
 from pipelines import scan_verbs
-from pipelines.terminal import ConfigFile, Json, Sets, Workspace, load, number, progress, show_table, table
+from pipelines.terminal import ConfigFile, Json, Sets, Workspace, load, log_to_file, number, progress, show_table, table
 
 log = logging.getLogger("medtl")
 
@@ -41,7 +41,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 refused by a gate.
 
 _INTERRUPTED, _TERMINATED = 130, 143
 
-app = App(name="medtl", help=_HELP, version=__version__, help_format="plaintext")
+app = App(name="medtl", help=_HELP, version=__version__, help_format="plaintext", suppress_keyboard_interrupt=False)
 _RUNS = Group("Runs", sort_key=1)
 _LOOK = Group("Looking at things", sort_key=2)
 _KEEP = Group("Keeping things", sort_key=3)
@@ -72,6 +72,9 @@ def call(arguments: Sequence[str] | None = None) -> int:
     except MedtlError as error:
         print(f"medtl: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("medtl: stopped; the same command goes on from here.", file=sys.stderr)
         return _INTERRUPTED
@@ -80,9 +83,6 @@ def call(arguments: Sequence[str] | None = None) -> int:
             raise
         print("medtl: stopped by a signal; the same command goes on from here.", file=sys.stderr)
         return _TERMINATED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 0
 
 
@@ -354,7 +354,7 @@ def _finished(settings: Config) -> dict[str, Any] | None:
     if results.fetches(settings):  # what the archive has is seen in the flow
         return None
     Store(settings.workspace)  # says at once if the workspace cannot be written
-    _log_to_file(settings.workspace)
+    log_to_file(settings.workspace)
     done = results.finished_run(settings)
     if done is None:
         return None
@@ -373,7 +373,7 @@ def _flow(settings: Config, name: str, *more: Any) -> dict[str, Any]:
     from pipelines.environment import prepare_prefect, unwrapped
 
     Store(settings.workspace)
-    _log_to_file(settings.workspace)
+    log_to_file(settings.workspace)
     prepare_prefect(settings.workspace)
     flow: Callable[..., Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
     with progress() as listener, listening(listener) if listener else nullcontext(), unwrapped():
@@ -417,22 +417,6 @@ def _log_to_stderr() -> None:
         handler.close()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("medtl: %(message)s"))
-    logger.addHandler(handler)
-
-
-def _log_to_file(workspace: Path) -> None:
-    from logging.handlers import RotatingFileHandler
-
-    from medtl.artifacts import storage_errors
-
-    path = workspace.absolute() / "logs" / "medtl.log"
-    logger = logging.getLogger("medtl")
-    if any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
-        return
-    with storage_errors(path):
-        path.parent.mkdir(exist_ok=True)
-        handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=5, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logger.addHandler(handler)
 
 

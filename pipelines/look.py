@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
 from medtl.config import Config
 from medtl.errors import MedtlError
 from medtl.pseudonyms import load_pseudonymiser
-from medtl.records import PARTS, Exclusion
+from medtl.records import PARTS, Artifact, Exclusion
 from pipelines import results, steps
 
 Table = tuple[str, Sequence[str], list[tuple[Any, ...]]]
@@ -58,19 +59,15 @@ def _excluded(config: Config) -> Table:
         found = results.excluded(scans, cohort, split)
     except MedtlError:
         found = results.excluded(scans)
-    names = load_pseudonymiser(config.scans.key_file)
-    files = {names.file(f.relative): f.relative for f in steps.source_files(config)}
-    rows = [(e.stage, e.code, e.item, files.get(e.item, "-"), e.reason) for e in found]
+    named = _named(config, scans)
+    rows = [(e.stage, e.code, e.item, _few(_files_of(e, named)) or "-", e.reason) for e in found]
     return "Left out (file names are shown here only)", ("stage", "code", "item", "file", "reason"), rows
 
 
 def refused(config: Config) -> Table:
     """Give what ingest left out, item by item, with the names of the files."""
     exclusions, named = _refused(config)
-    rows = [
-        (e.item, e.code, e.action, e.files, _few(named.get(e.content or "", named.get(e.item, []))), e.reason)
-        for e in exclusions
-    ]
+    rows = [(e.item, e.code, e.action, e.files, _few(_files_of(e, named)), e.reason) for e in exclusions]
     return "Refused (file names are shown here only)", ("item", "code", "action", "files", "where", "reason"), rows
 
 
@@ -86,7 +83,7 @@ def refused_item(config: Config, item: str) -> Table:
     if row is not None:
         facts += [("meaning", row.meaning), ("what to try", row.what_to_try), ("a policy may", ", ".join(row.allowed))]
     facts += [("content", one.content or "-"), ("files", str(one.files))]
-    facts += [(f"file {n}", name) for n, name in enumerate(named.get(one.content or "", named.get(one.item, [])), 1)]
+    facts += [(f"file {n}", name) for n, name in enumerate(_files_of(one, named), 1)]
     return f"Refused: {one.item}", ("what", "value"), facts
 
 
@@ -102,12 +99,12 @@ def readmit(config: Config, item: str, why: str) -> str:
     one = find(results.excluded(scans), item)
     members = tuple(read_origins(scans.path).get(one.content or "", ()))
     words = with_word(readmissions(config.workspace), one, members, why)
-    write_readmissions(config.workspace, words)
     details = {"item": one.item, "code": one.code, "files": one.files, "why": why.strip()}
+    # logged first: nothing is taken back without a trace, not even when the log cannot be written
     AuditLog(config.workspace).append("scan.readmitted", one.content or one.item, details=details)
-    return (
-        f"{one.item} ({one.code}, {one.files} files) is taken with the next ingest; the audit log says by whom and why."
-    )
+    write_readmissions(config.workspace, words)
+    files = "1 file" if one.files == 1 else f"{one.files} files"
+    return f"{one.item} ({one.code}, {files}) is taken with the next ingest; the audit log says by whom and why."
 
 
 def codes(config: Config) -> Table:
@@ -125,17 +122,26 @@ def codes(config: Config) -> Table:
 
 def _refused(config: Config) -> tuple[tuple[Exclusion, ...], dict[str, list[str]]]:
     """Give what ingest refused, and the file names behind each item and content."""
+    scans = steps.ingest_scans(config)
+    return results.excluded(scans), _named(config, scans)
+
+
+def _named(config: Config, scans: Artifact) -> dict[str, list[str]]:
+    """Give the file names behind each item and content."""
     from medtl.scans.intake import read_origins
 
-    scans = steps.ingest_scans(config)
     names, files = load_pseudonymiser(config.scans.key_file), steps.source_files(config)
     named: dict[str, list[str]] = {names.file(file.relative): [file.relative] for file in files}
     by_sha: dict[str, list[str]] = {}
     for file in files:
         by_sha.setdefault(file.sha256 or "", []).append(file.relative)
     for content, members in read_origins(scans.path).items():
-        named[content] = [name for sha in members for name in by_sha.get(sha, [])]
-    return results.excluded(scans), named
+        named[content] = sorted(name for sha in members for name in by_sha.get(sha, []))
+    return named
+
+
+def _files_of(one: Exclusion, named: dict[str, list[str]]) -> list[str]:
+    return named.get(one.content or "", named.get(one.item, []))
 
 
 def _few(files: Sequence[str]) -> str:
@@ -224,15 +230,31 @@ def _reference(model: Any, path: str, lines: list[str]) -> None:
         full = f"{path}.{name}" if path else name
         nested = list(_sections(field.annotation))
         inner += [(m, f"{full}[]" if m is not field.annotation else full) for m in nested]
-        kind = str(field.annotation).replace("typing.", "").replace("medtl.config.", "").replace("pathlib.", "")
-        kind = kind.removeprefix("<class '").removesuffix("'>").replace("|", "\\|")
-        default = "required" if field.is_required() else f"`{_shown(field.default)}`".replace("|", "\\|")
+        kind = _kind(field.annotation).replace("|", "\\|")
+        given = field.get_default(call_default_factory=True)
+        default = "required" if field.is_required() else f"`{_shown(given)}`".replace("|", "\\|")
         lines.append(f"| `{name}` | {kind} | {default} | {field.description or ''} |")
     lines.append("")
     for section, full in inner:
         if full.endswith("scratch_phases[]"):
             continue  # the same keys as phases
         _reference(section, full, lines)
+
+
+def _kind(annotation: Any) -> str:
+    """Write a type as somebody who writes YAML would say it."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is Union or origin is UnionType:
+        return " | ".join(map(_kind, inner))
+    if origin is Literal:
+        return " | ".join(map(str, inner))
+    if origin is tuple:
+        return f"list of {_kind(inner[0])}" if inner[-1] is Ellipsis else f"[{', '.join(map(_kind, inner))}]"
+    if origin is Mapping:
+        return f"{_kind(inner[0])}: {_kind(inner[1])}"
+    return "null" if annotation is NoneType else str(annotation.__name__)
 
 
 def _shown(value: Any) -> str:

@@ -14,7 +14,7 @@ from cyclopts import App, Group, Parameter
 from medtl.config import Config, parse_config
 from medtl.errors import ConfigError, MedtlError
 from medtl.progress import listening
-from pipelines.terminal import ConfigFile, Json, Sets, load, progress, show_table
+from pipelines.terminal import ConfigFile, Json, Sets, load, log_to_file, progress, show_table
 
 log = logging.getLogger("medtl")
 SCANS = Group("Scans by themselves", sort_key=4)
@@ -35,7 +35,7 @@ def convert(
     """Turn a folder of DICOM into NIfTI volumes that passed every check.
 
     Outputs are named by pseudonyms; refused.csv beside them says what was left out, why, and what to try. Nothing else
-    is written anywhere. Exit code 1 if not one volume came out.
+    is written, but the key of the pseudonyms on first use. Exit code 1 if not one volume came out.
     """
     from medtl.pseudonyms import load_pseudonymiser
     from medtl.scans.convert import convert as convert_folder
@@ -55,7 +55,7 @@ def convert(
         "excluded": refused,
         "out": str(out),
     }
-    show_table(summary, json_, f"Volumes in {out}", ("file", "slices x rows x columns", "mm", "files"), rows)
+    show_table(summary, json_, f"Volumes in {out}", ("output", "slices x rows x columns", "mm", "files"), rows)
     if not json_:
         print(_told(refused, out / "refused.csv"))
     if not done.volumes:
@@ -76,8 +76,9 @@ def deidentify(
     """Copy DICOM and NIfTI files without the patients' identities (DICOM PS3.15 Annex E, Basic Profile).
 
     Pseudonyms, identifiers and date shifts come from the secret key: the same patient stays one patient. What is kept
-    is set by scans.deidentify. A file that is not understood completely is not copied; refused.csv says why. Text that
-    is burned into pixels is not found here.
+    is set by scans.deidentify. A file that is not understood completely, or that may have text in its picture, is not
+    copied; refused.csv says why. Nobody looks at the pixels themselves. OUT belongs to one source and one key: the same
+    call again writes all of it anew, and removes what is no longer given away.
     """
     from medtl.pseudonyms import load_pseudonymiser
     from medtl.scans.handover import hand_over
@@ -87,17 +88,21 @@ def deidentify(
     with progress() as listener, listening(listener) if listener else nullcontext():
         done = hand_over(source, out, settings.scans, names, key_table)
     refused = dict(Counter(one.code for one in done.refused))
-    summary = {"files": done.files, "written": done.written, "excluded": refused, "out": str(out)}
-    show_table(summary, json_, "De-identified", ("what", "count"), [("files", done.files), ("written", done.written)])
+    counts = {"files": done.files, "written": done.written, "removed": done.removed}
+    show_table(
+        {**counts, "excluded": refused, "out": str(out)}, json_, "De-identified", ("what", "count"), [*counts.items()]
+    )
     if not json_:
         print(_told(refused, out / "refused.csv"))
 
 
 def listen(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
-    """Receive scans over the network (DICOM C-STORE) until stopped; the run takes them with the next ingest.
+    """Receive scans over the network (DICOM C-STORE) until stopped (Ctrl-C); the run takes them with the next ingest.
 
     scans.pacs.listen in the config sets port, AE titles and limits. What is acknowledged is on the disk.
     """
+    from medtl.artifacts import Store
+    from medtl.audit import AuditLog
     from medtl.pseudonyms import load_pseudonymiser
     from medtl.scans.pacs.listen import listen as receive
     from medtl.scans.pacs.listen import stopped_by_signals
@@ -108,12 +113,16 @@ def listen(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> Non
     if pacs is None or pacs.listen is None:
         raise ConfigError("scans.pacs.listen is not set: say at least which AE titles may send (docs/pacs.md).")
     names = load_pseudonymiser(settings.scans.key_file)
+    trail = AuditLog(Store(settings.workspace).workspace)
+    log_to_file(settings.workspace)
 
     def opened(address: str, port: int) -> None:
         log.info("listening on %s, port %d", address, port)
 
     with stopped_by_signals() as stop, progress() as listener, listening(listener) if listener else nullcontext():
         received = receive(pacs.listen, names, spool_folder(settings).parent, stop, opened)
+    details = {"stored": received.stored, "known": received.known, "refused": dict(received.refused)}
+    trail.append("scans.received", settings.name, details=details)
     summary = {"stored": received.stored, "known": received.known, "refused": dict(received.refused)}
     rows = [("stored", received.stored), ("came again", received.known)]
     rows += [(f"refused: {code}", count) for code, count in received.refused.items()]
@@ -126,7 +135,10 @@ Item = Annotated[str, Parameter(help="pseudonym or content, as `medtl quarantine
 
 @quarantine.command(name="list")
 def quarantine_list(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
-    """List what was refused, with the names of its files (on your terminal only)."""
+    """List what was refused, with the names of its files (on your terminal only).
+
+    Ingests first, where that is not done.
+    """
     from pipelines import look
 
     title, columns, rows = look.refused(load(config, set_))

@@ -52,7 +52,10 @@ def label_table(config: Config) -> Path | None:
         return table
     source = config.scans.source
     beside = (source if source.is_dir() else source.parent) / table
-    return beside if beside.exists() or not table.exists() else table
+    try:
+        return beside if beside.exists() or not table.exists() else table
+    except OSError:  # a folder that may not be looked into is said when it is read
+        return beside
 
 
 def vault_folder(config: Config) -> Path:

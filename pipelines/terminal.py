@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +14,13 @@ from cyclopts import Parameter
 
 from medtl.config import Config, load_config
 
+WHOLE = frozenset({"item", "output", "release"})  # columns that people copy from: never broken over two lines
 ConfigFile = Annotated[Path, Parameter(help="YAML file of the run, for instance configs/demo.yaml")]
 Sets = Annotated[list[str] | None, Parameter(name="--set", help="override: a.b=c (again for more)", negative="")]
-Json = Annotated[bool, Parameter(name="--json", help="last line of stdout: one JSON object", negative="")]
+Json = Annotated[
+    bool,
+    Parameter(name="--json", help="last line of stdout: JSON; one object, or a list of them for a table", negative=""),
+]
 Workspace = Annotated[Path, Parameter(help="workspace of the runs")]
 
 
@@ -61,7 +66,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
     drawn = Table(title=escape(title), title_justify="left")
     for column in columns:
-        drawn.add_column(escape(column), overflow="fold")
+        drawn.add_column(escape(column), overflow="fold", no_wrap=column in WHOLE)
     for row in rows:
         drawn.add_row(*(escape(str(cell)) for cell in row))
     Console().print(drawn)
@@ -70,3 +75,20 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 def number(value: float | None) -> str:
     """Write a figure, or that there is none."""
     return "not estimable" if value is None else f"{value:.3f}"
+
+
+def log_to_file(workspace: Path) -> None:
+    """Write the log into the workspace too: ``logs/medtl.log``."""
+    from logging.handlers import RotatingFileHandler
+
+    from medtl.artifacts import storage_errors
+
+    path = workspace.absolute() / "logs" / "medtl.log"
+    logger = logging.getLogger("medtl")
+    if any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
+        return
+    with storage_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=5, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger.addHandler(handler)

@@ -137,7 +137,7 @@ CODES: Mapping[str, Code] = {
         "A series holds images of more than one patient.", "Have the archive's patient merge or split corrected."
     ),
     "incomplete": _quarantined(
-        "Files of this series were refused, so that its volume may lack slices.",
+        "Files of this series were refused, or its other volumes have more slices: it may lack some.",
         "See why those files were refused, and send them once more.",
     ),
     "bad_geometry": _refused("Positions, orientation or spacing are not finite, or absurd.", _AGAIN),
@@ -200,6 +200,10 @@ CODES: Mapping[str, Code] = {
     "inconsistent_rescale": _quarantined(
         "Slices of one volume differ in what a stored value means.",
         "Accept where the scanner scales every slice on purpose (PET): each is then scaled by its own header.",
+    ),
+    "modality_lut": _refused(
+        "The values of a volume go through a look-up table, not through slope and intercept.",
+        "Take the slices as images (scans.read: images), or export with rescale values.",
     ),
     "scaled_by_slice": _recorded(
         "A PET volume whose slices each have their own scale; its values are computed slice by slice.",
@@ -523,10 +527,13 @@ def check_mixed_slices(headers: Sequence[Header], groups: Sequence[Group]) -> tu
     stacks = [one for one in groups if one.is_stack or headers[one.members[0][0]].samples > 1]
     stacks = [one for one in stacks if not _is_aside(headers[one.members[0][0]])]
     largest = max(stacks, key=lambda one: (len(one.members), one.is_stack), default=None)
-    if largest is None or len(largest.members) < 3 or not largest.is_stack:
+    if largest is None or len(largest.members) < 2 or not largest.is_stack:
         return ()
     findings: dict[str, str] = {}
     for one in stacks:
+        lost = len(one.members) == 1 and headers[one.members[0][0]].frames > 1  # no image of its own either
+        if len(largest.members) < 3 and not lost:
+            continue
         if len(one.members) == 1 or 10 * len(one.members) < len(largest.members):
             found = _difference(headers, one.members[0], largest.members[0])
             if found:
@@ -812,7 +819,28 @@ def examine(
             own = (*check_volume(headers, volume, digests, blank), *_check_bytes(headers, volume, config))
             images = _summed([of_header[index] for index in indices])
             volumes.append(replace(volume, findings=_once((*own, *of_series, *images))))
-    return tuple(volumes)
+    return _with_shorter(headers, volumes)
+
+
+def _with_shorter(headers: Sequence[Header], volumes: Sequence[Volume]) -> tuple[Volume, ...]:
+    """Find volumes that lack slices at an end, which only shows beside the other echoes, b-values or times."""
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    for number, volume in enumerate(volumes):
+        keywords = tuple(keyword for keyword, _ in volume.splits if keyword != "StackID")
+        stack = tuple(value for keyword, value in volume.splits if keyword == "StackID")
+        if keywords:
+            directions = tuple(round(value, 3) for row in volume.affine[:3] for value in row[:3])
+            series = headers[volume.members[0][0]].series
+            alike[series, keywords, stack, volume.shape[1:], directions].append(number)
+    found = list(volumes)
+    for numbers in alike.values():
+        most = max(volumes[number].shape[0] for number in numbers)
+        for number in numbers:
+            if (count := volumes[number].shape[0]) < most:
+                reason = f"{count} slices where another part of the series, alike but for its values, has {most}"
+                findings = _once((*volumes[number].findings, Finding("incomplete", reason)))
+                found[number] = replace(volumes[number], findings=findings)
+    return tuple(found)
 
 
 def drop_copies(headers: Sequence[Header], volume: Volume, digests: Mapping[Member, Hashable]) -> Volume:

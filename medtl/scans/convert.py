@@ -7,7 +7,7 @@ are named by pseudonyms; what was left out stands in ``refused.csv`` with its re
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,16 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from medtl.config import ScansConfig
-from medtl.errors import ScanError
+from medtl.errors import ConfigError, ScanError, StorageError
 from medtl.progress import advance
 from medtl.pseudonyms import Pseudonymiser
 from medtl.records import AnyArray, Exclusion
 from medtl.scans import io
 from medtl.scans.checks import action_of, check_policy
 from medtl.scans.frames import UNCOMPRESSED, stored_type
+from medtl.scans.headers import Header
 from medtl.scans.intake import judge_with_pixels
 from medtl.scans.series import REFUSED, Member, Verdict
 from medtl.scans.sources import SourceFile, list_files, unpack
+
+_COPY = ScanError("duplicate_file", "the same bytes as another file of its series")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +56,22 @@ def convert(source: Path, out: Path, config: ScansConfig, names: Pseudonymiser, 
     """Write every volume below ``source`` that passes all checks as NIfTI into ``out``.
 
     Args:
-        out: a folder; made if missing.
+        out: a folder; made if missing. What an earlier call wrote of the same series is replaced or removed.
         gzip: write ``.nii.gz``.
 
     Raises:
-        StorageError: the source holds nothing, or the outputs cannot be written.
+        ConfigError: the output lies inside the source.
+        StorageError: the source does not exist or holds nothing, or the outputs cannot be written.
     """
     check_policy(config.checks.policy)
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"'{out}' lies inside '{source}': it would be read the next time. Name a folder elsewhere.")
+    if not source.exists():
+        raise StorageError(f"'{source}' does not exist. Name a folder of scans, an archive, or one file.")
     config = config.model_copy(update={"read": "volumes"})
     files = list_files(source, config)
+    if not files:
+        raise StorageError(f"'{source}' holds no files.")
     io.prepare_folder(out)
     writer = _Writer(out, config, names, gzip)
     with writer.reader:
@@ -87,6 +97,9 @@ def _converted(files: Sequence[SourceFile], writer: _Writer, config: ScansConfig
             written += volumes
             refused += left_out
             advance("converting series", number, len(bundles))
+    io.remove_volumes(
+        writer.out, {one.item for one in written} | {one.item for one in refused}, {one.output for one in written}
+    )
     result = Conversion(len(files), tuple(written), tuple(refused))
     io.write_conversion(writer.out, result.refused)
     return result
@@ -116,7 +129,8 @@ class _Writer:
         """Convert one series, or one file."""
         key, members = bundle
         written: list[Converted] = []
-        refused: list[Exclusion] = []
+        members, copies = _once(members)
+        refused = [_exclude(self._names.file(copy.relative), _COPY, self._config) for copy in copies]
         for number, verdict in enumerate(judge_with_pixels(members, self._config, lambda _: set(), self.reader)):
             own = [members[index] for index in verdict.members]
             item = key if not key.startswith("#") else self._names.file(own[0].file.relative)
@@ -168,6 +182,24 @@ class _Writer:
                 return np.empty(0, np.uint8)  # refused before anything is read
             held = self._memory.bytes = np.empty(size, np.uint8)
         return held
+
+
+def _once(members: list[Member]) -> tuple[list[Member], list[SourceFile]]:
+    """Set files aside that are another one's bytes; only those whose headers are equal are read to the end."""
+    if len({member.header and member.header.sop_instance for member in members}) == len(members):
+        return members, []
+    seen: dict[Header, set[str]] = {}
+    alike = Counter(member.header for member in members)
+    kept, copies = [], []
+    for member in members:
+        if member.header is not None and alike[member.header] > 1:
+            digest = io.digest(member.file)
+            if digest in seen.setdefault(member.header, set()):
+                copies.append(member.file)
+                continue
+            seen[member.header].add(digest)
+        kept.append(member)
+    return kept, copies
 
 
 def _exclude(item: str, error: ScanError, config: ScansConfig, files: int = 1) -> Exclusion:

@@ -10,6 +10,7 @@ Source: DICOM PS3.15 Annex E (what: see ``profile``), PS3.5 7 (encoding), PS3.10
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import zlib
@@ -23,7 +24,9 @@ import numpy as np
 
 from medtl.errors import ScanError
 from medtl.pseudonyms import Pseudonymiser
-from medtl.scans.headers import OLDEST_YEARS, age_in_years
+from medtl.scans.checks import check_burned_in
+from medtl.scans.geometry import Finding
+from medtl.scans.headers import OLDEST_YEARS, Header, age_in_years
 from medtl.scans.profile import (
     CHARSET,
     DEIDENTIFICATION_CODES,
@@ -80,6 +83,40 @@ class Picture(NamedTuple):
     burned_in: str
 
 
+@lru_cache(maxsize=256)
+def burned_in_risk(picture: Picture) -> tuple[Finding, ...]:
+    """Find the risk that a patient's name is part of the picture, as intake does."""
+    header = Header(
+        file_size=0,
+        transfer_syntax="",
+        sop_class=picture.sop_class,
+        sop_instance=None,
+        series=None,
+        study=None,
+        patient=None,
+        issuer=None,
+        frame_of_reference=None,
+        modality=picture.modality,
+        image_type=picture.image_type,
+        instance_number=None,
+        rows=0,
+        columns=0,
+        frames=0,
+        samples=0,
+        planar=0,
+        bits_allocated=0,
+        bits_stored=0,
+        high_bit=0,
+        signed=False,
+        photometric="",
+        planes=(),
+        pixel_offset=None,
+        pixel_length=None,
+        burned_in=picture.burned_in,
+    )
+    return check_burned_in(header)
+
+
 IMPLEMENTATION_UID = "2.25.226337519340617412396157871098123561877"
 IMPLEMENTATION_NAME = "MEDTL"
 METHOD = "medtl: DICOM PS3.15 Annex E, Basic Profile"
@@ -91,8 +128,8 @@ MAX_DEPTH = 48  # sequences inside sequences
 FIRST_YEAR = 1800  # an earlier one is no date of an examination
 MAX_SHORT = 0xFFFE  # bytes of a value whose length has 16 bits
 MAX_KINDS = 1 << 16  # remembered decisions; hostile files cannot grow the memory
-MAX_VALUES, MAX_PEOPLE = 1 << 14, 1 << 8  # remembered values, of all and of one patient; patients
-MAX_SEQUENCE = 1 << 12  # bytes of a sequence that is remembered as a whole
+MAX_PEOPLE, MAX_VALUES, MAX_SEQUENCES = 8, 1 << 12, 1 << 8  # remembered: patients, and of each of them
+MAX_VALUE, MAX_SEQUENCE = 1 << 10, 1 << 12  # bytes of what is remembered
 HEADS = (1 << 15, 1 << 20, 1 << 24)  # how much is read before all of it is
 
 _OPEN = 0xFFFFFFFF
@@ -106,10 +143,10 @@ _IMAGE_TYPE, _MODALITY, _BURNED_IN = 0x00080008, 0x00080060, 0x00280301
 _NOTED = frozenset({CHARSET, SOP_CLASS, SOP_INSTANCE, STUDY_INSTANCE, PATIENT_ID, ISSUER})
 _NOTED |= {_IMAGE_TYPE, _MODALITY, _BURNED_IN}
 # Plain numbers for the innermost loop, where looking up a member of an enumeration would double the time.
-_KEEP = int(Action.KEEP)
+_KEEP, _PHASES = int(Action.KEEP), 7
 _DROP, _DUMMY = int(Action.DROP), int(Action.DUMMY)
-_CHECK, _PIXELS, _UID, _NAME = int(Action.CHECK), int(Action.PIXELS), int(Action.UID), int(Action.NAME)
-_WAIT = frozenset({int(Action.DATE), int(Action.NAME), int(Action.PATIENT)})
+_CHECK, _PIXELS, _UID = int(Action.CHECK), int(Action.PIXELS), int(Action.UID)
+_LONG = frozenset(vr.encode("ascii") for vr in LONG)
 _NESTING = frozenset({int(Action.WALK), int(Action.SCRUB)})
 
 _FORMS = {
@@ -183,7 +220,7 @@ def _deidentify(
     memory = _memory(names, rules, syntax == IMPLICIT)
     for size in (*HEADS[1:], len(data)):
         whole = len(head) >= len(data)
-        walk = _Walk(data, profile(rules), names, memory)
+        walk = _Walk(data, profile(rules), names, memory, memory.last)
         try:
             walk.dataset(head, start)
         except (ScanError, struct.error, IndexError) as error:
@@ -193,6 +230,11 @@ def _deidentify(
                 raise _truncated() from error
         else:
             if whole or walk.pixels is not None:
+                person = walk.who(meta)
+                if person is not memory.last:  # another patient than the file before had: with their names and dates
+                    walk = _Walk(data, profile(rules), names, memory, person)
+                    walk.dataset(head, start)
+                    memory.last = person
                 return walk.finish(syntax, meta)
         head = bytes(data[:size])  # the header is longer than what was read of it
     raise _truncated()
@@ -217,8 +259,7 @@ def _read_meta(head: bytes) -> tuple[str, dict[int, bytes], int]:
         raise _malformed("no DICOM prefix after the preamble")
     pos, meta = 132, {}
     while head[pos : pos + 2] == b"\x02\x00" and pos + 8 <= len(head):
-        vr = head[pos + 4 : pos + 6].decode("latin-1")
-        wide = vr in LONG
+        wide = head[pos + 4 : pos + 6] in _LONG
         if pos + 12 > len(head):
             raise _truncated()
         length = _U32.unpack_from(head, pos + 8)[0] if wide else head[pos + 6] | head[pos + 7] << 8
@@ -274,42 +315,52 @@ class _Table:
     """What is known of elements by their first bytes, for one encoding.
 
     ``decisions``: by tag and, if explicit, VR. ``steps``: by the first eight bytes, in which the length stands too: how
-    far to go over what is kept whatever its value, or minus that over what is dropped; one of them for each number of
-    marks that are still to be written, so that no element before which one belongs is stepped over.
+    far to go over what is kept whatever its value, or minus that over what is dropped (see ``_phase``).
     """
 
     def __init__(self, implicit: bool) -> None:
         self.decisions: dict[bytes, _Decision] = {}
-        self.steps: tuple[dict[bytes, int], ...] = ({}, {}, {}, {}, {})
-        self.end = _Decision(_DELIMITER, 0xFFFEE00D, implicit, "")
-        self.delimiter = _ITEM_END if implicit else _ITEM_END + b"\0\0"
-        self.decisions[self.delimiter] = self.end
+        self.steps: tuple[dict[bytes, int], ...] = tuple({} for _ in range(_PHASES))
+        delimiter = _ITEM_END if implicit else _ITEM_END + b"\0\0"
+        self.decisions[delimiter] = _Decision(_DELIMITER, 0xFFFEE00D, implicit, "")
 
 
 _Pairs = list[tuple[str, str, str]]
 
 
+class _Known(NamedTuple):
+    """What came of an element with this very value."""
+
+    new: bytes | None  # None: it stays
+    pairs: _Pairs
+    noted: int  # its tag, where its value is needed; otherwise 0
+
+
 class _Person:
-    """A patient, as far as one file names them, and what their dates and names become."""
+    """A patient, as far as one file names them, and what was worked out for them: the values of a series repeat.
+
+    ``known`` is by whole elements (see ``_phase``), ``sequences`` by whole sequences at the top.
+    """
 
     def __init__(self, whole: str | None, name: str | None, days: int) -> None:
         self.whole, self.name, self.days = whole, name, days
-        self.late: dict[bytes, bytes] = {}  # new elements by the old ones
+        self.known: tuple[dict[bytes, _Known], ...] = tuple({} for _ in range(_PHASES))
+        self.sequences: dict[bytes, tuple[bytes, _Pairs]] = {}
 
 
 class _Memory:
-    """What was worked out for one key and one set of rules: the values of a series repeat.
+    """What was worked out for one key and one set of rules.
 
     It holds raw values, as the files do, and is never written down. What is full is emptied: files cannot grow it.
     """
 
     def __init__(self, rules: Rules, implicit: bool) -> None:
         self.implicit = implicit
-        self.tables = (_Table(implicit), _Table(implicit))  # outside, and inside what is scrubbed
+        # explicit, implicit, and the two inside what is scrubbed
+        self.tables = (_Table(False), _Table(True), _Table(False), _Table(True))
         self.marks = _marks(rules, implicit)
-        self.uids: dict[bytes, tuple[bytes, _Pairs]] = {}  # new elements by the old ones
-        self.sequences: dict[bytes, tuple[bytes, _Pairs]] = {}
         self.people: dict[tuple[bytes | None, ...], _Person] = {}
+        self.last = _Person(None, None, 1)
 
 
 @lru_cache(maxsize=8)
@@ -323,26 +374,16 @@ def _keep(memory: dict[Any, Any], key: object, value: object, most: int) -> None
     memory[key] = value
 
 
-class _Later(NamedTuple):
-    """An element that cannot be written before the patient is known."""
-
-    place: int  # in the output
-    decision: _Decision
-    element: bytes
-    depth: int
-
-
 class _Walk:
     """One pass over one data set."""
 
-    def __init__(self, data: Readable, rules: Profile, names: Pseudonymiser, memory: _Memory) -> None:
-        self.data, self.profile, self.names, self.memory = data, rules, names, memory
+    def __init__(self, data: Readable, rules: Profile, names: Pseudonymiser, memory: _Memory, person: _Person) -> None:
+        self.data, self.profile, self.names, self.memory, self.person = data, rules, names, memory, person
         self.top = _Level(0, memory.implicit)
         self.out: list[bytes] = []
-        self.later: list[_Later] = []
         self.noted: dict[int, bytes] = {}
         self.pairs: _Pairs = []
-        self.whole: str | None = None  # the patient, as the label table knows them
+        self.uids: dict[bytes, bytes] = {}  # new ones by the old ones
         self.pixels: tuple[int, int, int] | None = None  # place in the output, start and length in the input
         self.marks = list(memory.marks)
 
@@ -368,31 +409,22 @@ class _Walk:
         return value + int(length)
 
     def finish(self, syntax: str, meta: dict[int, bytes]) -> Deidentified:
-        """Write what had to wait for the patient, and the file meta information."""
-        noted = self.noted
+        """Write the file meta information, and join the output."""
+        noted, person = self.noted, self.person
         instance = noted.get(SOP_INSTANCE) or meta.get(0x0003, b"")
         kind = noted.get(SOP_CLASS) or meta.get(0x0002, b"")
-        person = self._who(noted.get(STUDY_INSTANCE) or instance)
-        self.whole = person.whole
         if person.whole and person.name:
             self.pairs.append(("patient", person.whole, person.name))
-        known, out = person.late.get, self.out
-        for late in self.later:
-            new = known(late.element)
-            out[late.place] = self._late(late, person) if new is None or late.depth else new
         if not self.profile.rules.retain_uids or _FORMS["UI"].fullmatch(instance) is None:
             instance = self._new_uids(instance)
         head = _meta(kind if _FORMS["UI"].fullmatch(kind) else b"", instance, syntax)
         new_instance = instance.strip(b"\0 ").decode("ascii") or None
-        pairs = tuple(dict.fromkeys(self.pairs))
-        return Deidentified(self._pieces(head), pairs, new_instance, person.name, self._picture(kind))
+        return Deidentified(self._pieces(head), tuple(self.pairs), new_instance, person.name, self._picture(kind))
 
     def _picture(self, kind: bytes) -> Picture | None:
         if self.pixels is None:
             return None
-        raw = (kind, *(self.noted.get(tag, b"") for tag in (_MODALITY, _IMAGE_TYPE, _BURNED_IN)))
-        sop, modality, image_type, burned_in = (value.decode("latin-1").strip("\0 ") for value in raw)
-        return Picture(sop, modality, tuple(image_type.split("\\")), burned_in)
+        return _picture(kind, *(self.noted.get(tag, b"") for tag in (_MODALITY, _IMAGE_TYPE, _BURNED_IN)))
 
     def _pieces(self, head: bytes) -> tuple[Piece, ...]:
         """Join the output around the pixels."""
@@ -408,86 +440,89 @@ class _Walk:
         At the top the walk stops before pixel data.
         """
         depth, implicit, emit, scrub, open_ended = level
-        out, table, unpack = self.out, self.memory.tables[scrub], _U32.unpack_from
-        decided, steps = table.decisions.get, table.steps[0 if depth else len(self.marks)]
-        width, wide_head, jump = (4, 8, steps.get) if implicit else (6, 12, steps.get)
+        out, noted, unpack = self.out, self.noted, _U32.unpack_from
+        table, phase = self.memory.tables[2 * scrub + implicit], self._phase(level)
+        jump, known = table.steps[phase].get, self.person.known[phase].get
+        width = 4 if implicit else 6
         blocks: dict[int, str] = {}
         run = pos
         while pos < end:
             step = jump(head[pos : pos + 8])
             if step is not None:
-                if step < 0:
-                    if run < pos and emit:
-                        out.append(head[run:pos])
-                    run = pos - step
-                    pos = run
-                else:
+                if step > 0:
                     pos += step
+                    continue
+                if run < pos and emit:
+                    out.append(head[run:pos])
+                run = pos = pos - step
                 continue
-            decision = decided(head[pos : pos + width]) or self._decide(head[pos : pos + width], level)
-            if depth == 0 and self.marks and decision.tag >= self.marks[-1][0]:
-                run = self._insert_marks(head, run, pos, decision.tag)
-                steps = table.steps[len(self.marks)]
-                jump = steps.get
-            if decision.wide:
-                value = pos + wide_head
-                (length,) = unpack(head, value - 4)
-            else:
-                value = pos + 8
-                length = head[pos + 6] | head[pos + 7] << 8
-            stop, action = value + length, decision.action
-            if action <= _DROP and length != _OPEN and not (decision.noted and depth == 0 and stop <= end):
-                if value == pos + 8 and not decision.noted:
-                    _keep(steps, head[pos:value], stop - pos if action != _DROP else pos - stop, MAX_KINDS)
-                if action == _DROP:
-                    if run < pos and emit:
+            # 0 where the length has 32 bits and follows: such an element is never known
+            length = unpack(head, pos + 4)[0] if implicit else head[pos + 6] | head[pos + 7] << 8
+            seen = known(head[pos : pos + 8 + length]) if emit and length <= MAX_VALUE else None
+            if seen is not None:
+                new, pairs, tag = seen
+                if tag:
+                    noted[tag] = head[pos + 8 : pos + 8 + length]
+                if new is not None:
+                    if run < pos:
                         out.append(head[run:pos])
-                    run = stop
-                pos = stop
+                    out.append(new)
+                    self.pairs += pairs
+                    run = pos + 8 + length
+                pos += 8 + length
                 continue
-            if action == _KEEP or (action == _CHECK and stop <= end and _well_formed(decision, head, value, stop)):
-                if decision.noted and depth == 0:
-                    self.noted[decision.tag] = head[value:stop]
+            decision = table.decisions.get(head[pos : pos + width]) or self._decide(head[pos : pos + width], level)
+            if depth == 0 and self.marks and decision.tag >= self.marks[-1][0]:
+                run, phase = self._insert_marks(head, run, pos, decision.tag)
+                jump, known = table.steps[phase].get, self.person.known[phase].get
+            stop = self._stays(decision, head, pos, end, level)
+            if stop:
                 pos = stop
                 continue
             if run < pos and emit:
                 out.append(head[run:pos])
-            if action == _DELIMITER:
-                if not open_ended:
-                    raise _malformed("the end of an item where no item is open")
+            if decision.action == _DELIMITER and open_ended:
                 return pos + 8
-            if action == _PIXELS and depth == 0:
+            if decision.action == _PIXELS and depth == 0:
                 return pos
-            if stop <= end and emit and self._at_once(decision, head, pos, value, stop, depth):
-                pos = run = stop
-                continue
-            pos = run = self._act(decision, head, pos, value, length, end, level, blocks)
+            pos = run = self._act(decision, head, pos, end, level, blocks)
         if open_ended or pos > end:
             raise _truncated()
         if run < pos and emit:
             out.append(head[run:pos])
         return end
 
-    def _at_once(self, decision: _Decision, head: bytes, pos: int, value: int, stop: int, depth: int) -> bool:
-        """Write an element of a common kind; tell whether it was one."""
-        action = decision.action
-        if action <= _DUMMY:  # the same whatever the value, but for an empty one
-            self.out.append(decision.fixed if head[value:stop].strip(b" \0") else decision.empty)
-            return True
-        if action == _UID:
-            known = self.memory.uids.get(head[pos:stop])
-            if known is None:
-                return False
-            self.out.append(known[0])
-            self.pairs += known[1]
-        elif action in _WAIT and (depth == 0 or action != _NAME):
-            self.later.append(_Later(len(self.out), decision, head[pos:stop], depth))
-            self.out.append(b"")
-        else:
-            return False
-        if decision.noted and depth == 0:
-            self.noted[decision.tag] = head[value:stop]
-        return True
+    def _phase(self, level: _Level) -> int:
+        """Give under what a step or a value is remembered, so that none is taken where it would not be the same.
+
+        At the top: how many marks are still to be written, for no element before which one belongs may be stepped over.
+        Inside: whether all of it is scrubbed.
+        """
+        return 5 + level.scrub if level.depth else len(self.marks)
+
+    def _stays(self, decision: _Decision, head: bytes, pos: int, end: int, level: _Level) -> int:
+        """Give the place after an element that stays as it is, and 0 for every other."""
+        if decision.action not in (_KEEP, _CHECK):
+            return 0
+        value, length = _extent(decision, head, pos, level.implicit)
+        stop, phase, short = value + length, self._phase(level), value == pos + 8
+        noted = decision.tag if decision.noted and level.depth == 0 else 0
+        if decision.action == _KEEP and not decision.noted:
+            if short:
+                _keep(
+                    self.memory.tables[2 * level.scrub + level.implicit].steps[phase],
+                    head[pos:value],
+                    8 + length,
+                    MAX_KINDS,
+                )
+            return stop
+        if stop > end or (decision.form is not None and decision.form.fullmatch(head, value, stop) is None):
+            return stop if decision.action == _KEEP else 0
+        if noted:
+            self.noted[noted] = head[value:stop]
+        if short and length <= MAX_VALUE and level.emit:
+            _keep(self.person.known[phase], head[pos:stop], _Known(None, [], noted), MAX_VALUES)
+        return stop
 
     def _decide(self, key: bytes, level: _Level) -> _Decision:
         if len(key) < (4 if level.implicit else 6):
@@ -509,57 +544,57 @@ class _Walk:
             fixed = _encoded(key[:4], vr, _DUMMIES.get(vr, _TEXT_DUMMY), level.implicit)
         short = not level.implicit and vr not in LONG
         made = _Decision(int(action), tag, wide, vr, tag in _NOTED, fixed, empty, _FORMS.get(vr), short)
-        table = self.memory.tables[level.scrub]
-        if len(table.decisions) >= MAX_KINDS:
-            table.decisions.clear()
-            table.decisions[table.delimiter] = table.end
-        table.decisions[key] = made
+        table = self.memory.tables[2 * level.scrub + level.implicit]
+        if len(table.decisions) < MAX_KINDS:
+            table.decisions[key] = made
         return made
 
-    def _insert_marks(self, head: bytes, run: int, pos: int, tag: int) -> int:
-        """Write the marks that come before ``tag``; give where the run of kept bytes now begins."""
+    def _insert_marks(self, head: bytes, run: int, pos: int, tag: int) -> tuple[int, int]:
+        """Write the marks that come before ``tag``; give where the run of kept bytes now begins, and the new phase."""
         if run < pos:
             self.out.append(head[run:pos])
         while self.marks and self.marks[-1][0] <= tag:
             self.out.append(self.marks.pop()[1])
-        return pos
+        return pos, len(self.marks)
 
-    def _act(
-        self,
-        decision: _Decision,
-        head: bytes,
-        pos: int,
-        value: int,
-        length: int,
-        end: int,
-        level: _Level,
-        blocks: dict[int, str],
-    ) -> int:
-        """Do what was decided with one element; give the place after it."""
-        if level.depth == 0 and decision.vr == "SQ" and decision.action in _NESTING:
-            return self._repeated(decision, head, pos, value, length, end)
+    def _act(self, decision: _Decision, head: bytes, pos: int, end: int, level: _Level, blocks: dict[int, str]) -> int:
+        """Do what was decided with one element that does not stay as it is; give the place after it."""
+        action, emit = decision.action, level.emit
+        if action == _DELIMITER:
+            raise _malformed("the end of an item where no item is open")
+        value, length = _extent(decision, head, pos, level.implicit)
+        stop, short = value + length, value == pos + 8
+        if decision.vr == "SQ" and action in _NESTING:
+            if level.depth == 0:
+                return self._repeated(decision, head, pos, value, length, end)
+            if length != _OPEN and stop <= end:
+                return self._sequence(decision, head, value, stop, level, open_ended=False) if emit else stop
         if length == _OPEN:
             return self._open(decision, head, value, end, level)
-        action, stop = decision.action, value + length
         if stop > end:
             raise _truncated()
+        if action == _DROP:
+            if short:
+                steps = self.memory.tables[2 * level.scrub + level.implicit].steps[self._phase(level)]
+                _keep(steps, head[pos:value], pos - stop, MAX_KINDS)
+            return stop
         raw = head[value:stop]
-        if level.depth == 0 and decision.noted:
-            self.noted[decision.tag] = raw
+        noted = decision.tag if decision.noted and level.depth == 0 else 0
+        if noted:
+            self.noted[noted] = raw
         if action == Action.OVERLAY_BIT and raw.strip(b"\0"):
             raise ScanError("embedded_overlay", "an overlay lies in the upper bits of the pixels, out of reach here")
-        if not level.emit or action in (Action.NOTE, Action.OVERLAY_BIT, Action.PIXELS):
+        if not emit or action in (Action.OVERLAY_BIT, Action.PIXELS):
             return stop  # also pixels of an icon inside an item
-        if action in (Action.WALK, Action.SCRUB):
-            self._sequence(decision, head, value, stop, level, open_ended=False)
-        elif action == Action.PRIVATE:
+        if action == Action.PRIVATE:
             self._private(decision, raw, level, blocks)
-        elif action == _UID and decision.vr == "UI":
-            before = len(self.pairs)
-            self.out.append(self._written(decision, raw, self._new_uids(raw)))
-            _keep(self.memory.uids, head[pos:stop], (self.out[-1], self.pairs[before:]), MAX_VALUES)
-        else:
-            self._rewrite(decision, raw)
+            return stop
+        before = len(self.pairs)
+        new = b"" if action == Action.NOTE else self._rewritten(decision, raw, level.depth)
+        self.out.append(new)
+        if short and length <= MAX_VALUE:
+            known = self.person.known[self._phase(level)]
+            _keep(known, head[pos:stop], _Known(new, self.pairs[before:], noted), MAX_VALUES)
         return stop
 
     def _repeated(self, decision: _Decision, head: bytes, pos: int, value: int, length: int, end: int) -> int:
@@ -567,22 +602,21 @@ class _Walk:
         stop = value + length
         if length == _OPEN:  # where no other one lies inside, the first end is its own
             stop = head.find(_SEQUENCE_TAIL, value, value + MAX_SEQUENCE) + 8
-        known = self.memory.sequences.get(head[pos:stop]) if stop <= end else None
+        known = self.person.sequences.get(head[pos:stop]) if stop <= end else None
         if known is not None:
             self.out.append(known[0])
             self.pairs += known[1]
             return stop
-        out, later, pairs = len(self.out), len(self.later), len(self.pairs)
+        out, pairs = len(self.out), len(self.pairs)
         if length == _OPEN:
             last = self._sequence(decision, head, value, end, self.top, open_ended=True)
         elif stop > end:
             raise _truncated()
         else:
-            self._sequence(decision, head, value, stop, self.top, open_ended=False)
-            last = stop
-        if last == stop and last - pos <= MAX_SEQUENCE and len(self.later) == later:  # nothing of it waits
+            last = self._sequence(decision, head, value, stop, self.top, open_ended=False)
+        if last == stop and last - pos <= MAX_SEQUENCE:
             new = b"".join(self.out[out:])
-            _keep(self.memory.sequences, head[pos:stop], (new, self.pairs[pairs:]), MAX_VALUES)
+            _keep(self.person.sequences, head[pos:stop], (new, self.pairs[pairs:]), MAX_SEQUENCES)
         return last
 
     def _open(self, decision: _Decision, head: bytes, value: int, end: int, level: _Level) -> int:
@@ -653,17 +687,25 @@ class _Walk:
         if keep:
             self.out.append(_encoded(_key(decision.tag), vr, raw, level.implicit))
 
-    def _rewrite(self, decision: _Decision, raw: bytes) -> None:
-        """Write one element anew."""
-        action, new = decision.action, None
-        if action == Action.NAME:
-            new = b""
+    def _rewritten(self, decision: _Decision, raw: bytes, depth: int) -> bytes:
+        """Give one element anew."""
+        action, person, new = decision.action, self.person, None
+        if action <= _DUMMY:  # the same whatever the value, but for an empty one
+            return decision.fixed if raw.strip(b" \0") else decision.empty
+        if action == _UID:
+            new = self._new_uids(raw) if decision.vr == "UI" else None
+        elif action == Action.DATE:
+            new = _shifted(raw, person.days, decision.vr)
+        elif action == Action.NAME:
+            new = b"" if depth else (person.name or "").encode("ascii")
+        elif action == Action.PATIENT:
+            new = (self._person(self._text(PATIENT_ID, raw)) if depth else person.name or "").encode("ascii")
         elif action == Action.AGE:
             new = _age(raw) if decision.vr == "AS" else None
         elif action == Action.CLEAN:
             kept = [word for word in _WORD.findall(raw) if word.decode("ascii").lower() in self.profile.words]
             new = b" ".join(kept) or None
-        self.out.append(self._written(decision, raw, new))
+        return self._written(decision, raw, new)
 
     def _written(self, decision: _Decision, raw: bytes, new: bytes | None) -> bytes:
         """Encode a new value; where there is none, what the table says without options."""
@@ -682,25 +724,12 @@ class _Walk:
             raise ScanError("too_large", "a list of identifiers that is too long for its element once it is mapped")
         return decision.empty[:6] + len(new).to_bytes(2, "little") + new
 
-    def _late(self, late: _Later, person: _Person) -> bytes:
-        """Write an element that depends on the patient, and remember it where it depends on nothing else."""
-        new: bytes | None
-        decision = late.decision
-        raw = late.element[(12 if not self.memory.implicit and decision.wide else 8) :]
-        if decision.action == Action.DATE:
-            new = _shifted(raw, person.days, decision.vr)
-        elif late.depth == 0:
-            new = (person.name or "").encode("ascii")
-        else:
-            new = self._person(self._text(PATIENT_ID, raw)).encode("ascii")
-        written = self._written(decision, raw, new)
-        if late.depth == 0:
-            _keep(person.late, late.element, written, MAX_VALUES)
-        return written
-
-    def _who(self, study: bytes) -> _Person:
-        """Give the file's patient; dates of nobody known are moved by study."""
-        key = (*(self.noted.get(tag) for tag in (PATIENT_ID, ISSUER, CHARSET)), study)
+    def who(self, meta: dict[int, bytes]) -> _Person:
+        """Give the patient whom the walked file names; dates of nobody known are moved by study."""
+        noted = self.noted
+        study = noted.get(STUDY_INSTANCE) or noted.get(SOP_INSTANCE) or meta.get(0x0003, b"")
+        named = noted.get(PATIENT_ID, b"")
+        key = (named, noted.get(ISSUER), noted.get(CHARSET), b"" if named.strip(b"\0 ") else study)
         person = self.memory.people.get(key)
         if person is None:
             whole = self._patient()
@@ -719,8 +748,9 @@ class _Walk:
         """Give the pseudonym of a patient's identifier; an item that names the file's patient gets the file's."""
         if not raw:
             return ""
-        if self.whole and self.whole.split("\0")[0] == raw:
-            raw = self.whole
+        whole = self.person.whole
+        if whole and whole.split("\0")[0] == raw:
+            raw = whole
         name = self.names.name("patient", raw)
         self.pairs.append(("patient", raw, name))
         return name
@@ -738,14 +768,25 @@ class _Walk:
             return b"\\".join(self._new_uids(part) for part in uid.split(b"\\"))
         if not uid or uid in _well_known():
             return uid
-        new = self.names.uid(uid.decode("latin-1"))
-        self.pairs.append(("uid", uid.decode("latin-1"), new))
-        return new.encode("ascii")
+        new = self.uids.get(uid)
+        if new is None:
+            new = self.uids[uid] = self.names.uid(uid.decode("latin-1")).encode("ascii")
+        self.pairs.append(("uid", uid.decode("latin-1"), new.decode("ascii")))
+        return new
 
 
-def _well_formed(decision: _Decision, head: bytes, value: int, stop: int) -> bool:
-    """Tell whether a value has the form of its VR, so that it can be kept as it is."""
-    return decision.form is None or decision.form.fullmatch(head, value, stop) is not None
+def _extent(decision: _Decision, head: bytes, pos: int, implicit: bool) -> tuple[int, int]:
+    """Give where an element's value begins, and its length."""
+    if not decision.wide:
+        return pos + 8, head[pos + 6] | head[pos + 7] << 8
+    value = pos + (8 if implicit else 12)
+    return value, int(_U32.unpack_from(head, value - 4)[0])
+
+
+@lru_cache(maxsize=256)
+def _picture(*raw: bytes) -> Picture:
+    sop, modality, image_type, burned_in = (value.decode("latin-1").strip("\0 ") for value in raw)
+    return Picture(sop, modality, tuple(image_type.split("\\")), burned_in)
 
 
 @lru_cache(maxsize=32)
@@ -940,21 +981,21 @@ class _Swap:
         return value if width == 1 else np.frombuffer(value, f">u{width}").astype(f"<u{width}").tobytes()
 
 
-def strip_nifti(head: bytes) -> tuple[bytes, int]:
+def strip_nifti(head: bytes) -> tuple[bytes, int, int]:
     """Blank the free text of a NIfTI-1 or -2 header and drop its extensions.
 
     Args:
         head: the beginning of the uncompressed file, at least 348 (NIfTI-1) or 540 bytes.
 
     Returns:
-        The new header with its four bytes of extender, and where the voxels begin in the input: what follows there is
-        appended unchanged (of a ``.hdr`` file nothing is: 0).
+        The new header with its four bytes of extender, where the voxels begin in the input, and how many bytes of them
+        the header declares: these are appended unchanged, and nothing else is.
 
     Raises:
-        ScanError: ``bad_header`` or ``truncated``.
+        ScanError: ``bad_header``, ``bad_size``, ``truncated``, or ``detached_header`` of a ``.hdr`` file.
     """
     for order in "<>":
-        for size, magic, places, offset in _NIFTI:
+        for size, magic, places, offset, shape, bits in _NIFTI:
             if head[:4] != struct.pack(order + "i", size):
                 continue
             if len(head) < size:
@@ -962,22 +1003,34 @@ def strip_nifti(head: bytes) -> tuple[bytes, int]:
             kind = head[magic : magic + 4]
             if kind not in (b"n+1\0", b"ni1\0", b"n+2\0", b"ni2\0"):
                 raise _malformed("a header without the mark of NIfTI")
+            if kind[1:2] == b"i":
+                raise ScanError("detached_header", "a NIfTI header whose voxels lie in another file")
             new = bytearray(head[:size])
             for start, length in places:
                 new[start : start + length] = bytes(length)
             form = order + offset[1]
-            begins = struct.unpack_from(form, head, offset[0])[0]
-            if kind[1:2] == b"i":
-                return bytes(new) + b"\0" * 4, 0
+            begins = struct.unpack_from(form, head, offset[0])[0] or size + 4
             if not size + 4 <= begins < 1 << 40 or begins != int(begins):
                 raise _malformed("voxels that begin inside the header")
             struct.pack_into(form, new, offset[0], size + 4)
-            return bytes(new) + b"\0" * 4, int(begins)
+            dims = struct.unpack_from(order + shape[1], head, shape[0])
+            return bytes(new) + b"\0" * 4, int(begins), _voxel_bytes(dims, *struct.unpack_from(order + "h", head, bits))
     raise _malformed("neither NIfTI-1 nor NIfTI-2")
 
 
-# (size, magic, free text and unused fields as (start, length), (vox_offset, its type)). Source: nifti1.h, nifti2.h.
-_NIFTI: tuple[tuple[int, int, tuple[tuple[int, int], ...], tuple[int, str]], ...] = (
-    (348, 344, ((4, 35), (148, 80), (228, 24), (328, 16)), (108, "f")),
-    (540, 4, ((240, 80), (320, 24), (508, 16), (525, 15)), (168, "q")),
+def _voxel_bytes(dims: tuple[int, ...], bits: int) -> int:
+    """Give how many bytes of voxels a NIfTI header declares."""
+    if not 1 <= dims[0] <= 7 or min(sides := dims[1 : dims[0] + 1]) < 1:
+        raise ScanError("bad_size", "the header declares no shape that a scan can have")
+    if bits < 8 or bits % 8:
+        raise _malformed("voxels that are no whole number of bytes")
+    return math.prod(sides) * bits // 8
+
+
+# (size, magic, free text and unused fields as (start, length), (vox_offset, its type), (dim, its type), bitpix).
+# Source: nifti1.h, nifti2.h.
+_Place = tuple[int, str]
+_NIFTI: tuple[tuple[int, int, tuple[tuple[int, int], ...], _Place, _Place, int], ...] = (
+    (348, 344, ((4, 35), (148, 80), (228, 24), (328, 16)), (108, "f"), (40, "8h"), 72),
+    (540, 4, ((240, 80), (320, 24), (508, 16), (525, 15)), (168, "q"), (16, "8q"), 14),
 )

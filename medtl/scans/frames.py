@@ -55,13 +55,18 @@ def settle(frame: AnyArray, header: Header) -> int:
         A checksum (CRC-32) of its middle: frames that differ in it are different, others may be.
 
     Raises:
-        ScanError: ``non_finite``.
+        ScanError: ``non_finite``; ``bad_header`` or ``out_of_range`` where High Bit contradicts the values.
     """
     if frame.dtype.kind == "f":
         if not np.isfinite(frame).all():
             raise ScanError("non_finite", "NaN or infinite values among the pixels")
     elif header.bits_stored < header.bits_allocated and _outside(frame, header):
         bits = frame.dtype.itemsize * 8
+        below = header.high_bit + 1 - header.bits_stored
+        if below < 0:
+            raise ScanError("bad_header", f"{header.bits_stored} bits stored of which the highest is {header.high_bit}")
+        if below and (frame & ((1 << below) - 1)).any():  # a wrong High Bit: moving them would cut them off
+            raise ScanError("out_of_range", f"values below bit {below}, where the header says that there are none")
         np.left_shift(frame, bits - 1 - header.high_bit, out=frame)
         np.right_shift(frame, bits - header.bits_stored, out=frame)  # of signed values: keeps the sign
     rows = len(frame)

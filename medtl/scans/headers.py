@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from io import BytesIO
+from logging import LogRecord
 from math import isfinite
 from struct import Struct
 from struct import error as struct_error
@@ -849,6 +850,19 @@ def header_from_dataset(dataset: Dataset, file_size: int, place: PixelPlace | No
         planes = _frame_planes(dataset, values) if place is not None and _is_enhanced(values) else None
     header = _header(values, file_size, syntax or IMPLICIT, place, {}, None, planes)
     return replace(header, pixel_offset=None) if unplaced else header
+
+
+def hush_pydicom() -> None:
+    """Keep pydicom from warning and logging, in the whole process: its words quote what a file says."""
+    from pydicom import config
+
+    config.settings.reading_validation_mode = config.IGNORE
+    config.logger.addFilter(_nothing)
+    warnings.filterwarnings("ignore", module=r"pydicom(\..*)?$")
+
+
+def _nothing(record: LogRecord) -> bool:
+    return False
 
 
 _one_at_a_time = RLock()

@@ -170,7 +170,7 @@ class _Intake:
         return done
 
     def _standing(self, known: Iterable[Unit], first: Mapping[str, SourceFile]) -> dict[str, list[Unit]]:
-        """Give the bundles that are there as they were, of each series the largest one."""
+        """Give the bundles that are there as they were, of each series one."""
         bundles: dict[str, dict[str, Unit]] = defaultdict(dict)
         for unit in known:
             bundles[unit.bundle][unit.digest] = unit
@@ -186,7 +186,9 @@ class _Intake:
             if self._bundle_digest(members) == name:
                 standing[name] = list(bundles[name].values())
                 taken.update(members)
-        return standing
+        # two parts of one series, each there as it once was, belong together now
+        series = Counter(units[0].key for units in standing.values())
+        return {name: units for name, units in standing.items() if not units[0].key or series[units[0].key] == 1}
 
     def _bundle_digest(self, members: Iterable[str]) -> str:
         shas = sorted(members)

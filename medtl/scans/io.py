@@ -7,14 +7,19 @@ copied. Compressed ones are decoded in a process that may die (``decoding``). Th
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
+import gzip
 import io
-import mmap
+import json
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -27,20 +32,25 @@ from medtl.errors import ScanError, StorageError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.records import AnyArray, Exclusion
 from medtl.scans import decoding, formats, frames, masks, mosaic, nifti
-from medtl.scans.deidentify import deidentified, strip_nifti
+from medtl.scans.checks import action_of
+from medtl.scans.deidentify import burned_in_risk, deidentified, strip_nifti
 from medtl.scans.formats import Decoded
-from medtl.scans.geometry import Affine, Volume, untilt
-from medtl.scans.headers import DamagedError, Header, check_size, read_header
+from medtl.scans.geometry import Affine, Finding, Volume, untilt
+from medtl.scans.headers import DamagedError, Header, check_size, hush_pydicom, read_header
 from medtl.scans.mosaic import with_tiles
 from medtl.scans.pixels import check_pixels, compact, dicom_pixels, nifti_slice
 from medtl.scans.profile import Rules
 from medtl.scans.quarantine import FOLDER, READMITTED, TABLE, Readmission, reasons_table
 from medtl.scans.series import Member, Verdict
-from medtl.scans.sources import SourceFile, open_regular, opened, read_bytes, stamp_of
+from medtl.scans.sources import SourceFile, Stamp, open_regular, opened, read_bytes, stamp_of
 
 HEAD = 32_768  # bytes; nearly every header ends before
+_VOLUME = re.compile(r"([fs]-[0-9a-f]+)-\d+(-\d+)?\.nii(\.gz)?")  # what a conversion writes
 _AIR_HU = -1024.0
-_MOST_UNPACKED = 8_000_000_000
+_CHUNK = 1 << 24  # bytes that are held of what is passed on
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_RELEASED = re.compile(r"p-([0-9a-f]{16}|unknown)/f-[0-9a-f]{16}\.dcm|f-[0-9a-f]{16}\.nii(\.gz)?")
+_HALF_RELEASED = re.compile(r"\.f-[0-9a-f]{16}\.(dcm|nii|nii\.gz)\.tmp")
 
 
 def look(file: SourceFile) -> Member:
@@ -76,6 +86,14 @@ def _first_bytes(file: SourceFile) -> bytes:
         os.close(handle)
 
 
+def digest(file: SourceFile) -> str:
+    """Name a file by its bytes; one that cannot be read by its name: whoever wants its pixels will find out too."""
+    try:
+        return sha256(read_bytes(file)).hexdigest()
+    except ScanError:
+        return file.relative
+
+
 def write_quarantine(workspace: Path, exclusions: Iterable[Exclusion]) -> None:
     """Write the table of refusals: ``quarantine/reasons.csv``."""
     prepare_folder(workspace / FOLDER)
@@ -102,6 +120,15 @@ def remove(path: Path) -> None:
     """Remove a file of ours, if it is there."""
     with storage_errors(path):
         path.unlink(missing_ok=True)
+
+
+def remove_volumes(folder: Path, items: Collection[str], kept: Collection[str]) -> None:
+    """Remove what an earlier conversion wrote of these items and this one did not: they are refused now."""
+    with storage_errors(folder):
+        for path in folder.iterdir():
+            found = _VOLUME.fullmatch(path.name)
+            if found and found[1] in items and path.name not in kept:
+                path.unlink()
 
 
 def write_conversion(folder: Path, refused: Iterable[Exclusion]) -> None:
@@ -143,39 +170,265 @@ def write_nifti(path: Path, voxels: Voxels, threads: int) -> None:
 
 
 def deidentify_file(
-    file: SourceFile, folder: Path, names: Pseudonymiser, rules: Rules
-) -> tuple[tuple[str, str, str], ...]:
+    file: SourceFile, folder: Path, names: Pseudonymiser, rules: Rules, config: ScansConfig
+) -> Released | None:
     """Write a DICOM or NIfTI file without its patient's identity into ``folder``, under a name of ours.
 
     DICOM: ``<patient's pseudonym>/<file's pseudonym>.dcm``; what stays as it is (the pixels) is copied by the kernel.
+    No NIfTI is held in memory as a whole. The name appears when the file is complete.
 
     Returns:
-        (kind, raw, pseudonym) of what was replaced; the one place that holds raw identifiers.
+        ``None`` for a zip archive: nothing of it was written.
 
     Raises:
-        ScanError: the file is not understood completely: nothing of it is written.
+        ScanError: the file is not understood completely, or may have text burned in: nothing of it is written.
         StorageError: the output cannot be written.
     """
     own = names.file(file.relative)
-    with ExitStack() as ends:
-        data: Any = _mapped(file, ends)
-        kind = formats.kind_of(bytes(data[:HEAD]))
-        if kind == "dicom":
-            done = deidentified(data, names, rules)
-            where = folder / (done.patient or "p-unknown")
-            _write_pieces(where / f"{own}.dcm", done.pieces, data)
-            return done.pairs
-        if kind in ("nifti", "gzip"):
-            whole = nifti.bounded_gunzip(bytes(data), _MOST_UNPACKED) if kind == "gzip" else data
-            if kind == "gzip" and not nifti.is_nifti(whole):
-                raise ScanError("not_an_image", "a gzip file that holds no NIfTI")
-            head, voxels = strip_nifti(bytes(whole[:HEAD]))
-            pieces: list[Any] = [head, bytes(whole[voxels:])]
-            if kind == "gzip":
-                pieces = list(nifti.gzip_members(b"".join(pieces)))
-            _write_pieces(folder / f"{own}.nii{'.gz' if kind == 'gzip' else ''}", pieces, data)
-            return ()
+    try:
+        if file.member is not None:
+            data = read_bytes(file)
+            return _release(file, data, bytes(data[:HEAD]), _Target(folder, own, None), names, rules, config)
+        handle = open_regular(file.path)
+        try:
+            status = os.fstat(handle)
+            start = os.pread(handle, HEAD, 0)
+            target = _Target(folder, own, handle, stamp_of(status) if file.stamp is None else file.stamp)
+            return _release(file, _OnDisk(handle, status.st_size, start), start, target, names, rules, config)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise ScanError("unreadable", f"cannot be read ({error.strerror})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A file that left: its name below the folder, and (kind, raw, pseudonym) of what was replaced in it."""
+
+    output: str
+    pairs: tuple[tuple[str, str, str], ...] = field(default=(), repr=False)
+
+
+class _OnDisk:
+    """The bytes of an open file, read where they are asked for; its beginning is there already."""
+
+    def __init__(self, handle: int, size: int, start: bytes) -> None:
+        self.handle, self.size, self.start = handle, size, start
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        first, last, _ = part.indices(self.size)
+        if last <= len(self.start):
+            return self.start if (first, last) == (0, len(self.start)) else self.start[first:last]
+        return os.pread(self.handle, last - first, first) if first < last else b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a file without an identity goes, and the open file that its ranges come from."""
+
+    folder: Path
+    own: str
+    handle: int | None
+    stamp: Stamp | None = None
+
+    def write(self, relative: str, pieces: Iterable[bytes | tuple[int, int]]) -> None:
+        """Write pieces (bytes, or start and length of the source) under a temporary name, then rename."""
+        path = f"{self.folder}/{relative}"
+        below, _, name = path.rpartition("/")
+        temporary = f"{below}/.{name}.tmp"
+        with storage_errors(self.folder):
+            written = _create(temporary)
+            try:
+                try:
+                    for piece in pieces:
+                        if isinstance(piece, bytes):
+                            _write_all(written, piece)
+                        else:
+                            self._copy(written, *piece)
+                finally:
+                    os.close(written)
+                if self.handle is not None and stamp_of(os.fstat(self.handle)) != self.stamp:
+                    raise ScanError("changed", "the file changed while it was being read; it will be taken next time")
+                Path(temporary).replace(path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+
+    def _copy(self, written: int, start: int, length: int) -> None:
+        assert self.handle is not None
+        while length:
+            try:
+                done = os.copy_file_range(self.handle, written, length, offset_src=start)
+            except OSError as error:
+                if error.errno not in _NO_KERNEL_COPY:
+                    raise
+                chunk = os.pread(self.handle, min(length, _CHUNK), start)
+                _write_all(written, chunk)
+                done = len(chunk)
+            if not done:
+                raise ScanError("truncated", "the file became shorter while it was being read")
+            start, length = start + done, length - done
+
+
+def _create(path: str) -> int:
+    """Make a file, and its folder where that is missing; what a killed run left under this name goes."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        Path(path).parent.mkdir(0o700, parents=True, exist_ok=True)
+        return os.open(path, flags, 0o600)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    done = os.write(handle, data)
+    while done < len(data):  # one call writes at most 2 GiB
+        done += os.write(handle, memoryview(data)[done:])
+
+
+def _release(
+    file: SourceFile,
+    data: bytes | _OnDisk,
+    start: bytes,
+    target: _Target,
+    names: Pseudonymiser,
+    rules: Rules,
+    config: ScansConfig,
+) -> Released | None:
+    kind = formats.kind_of(start)
+    if kind == "dicom":
+        done = deidentified(data, names, rules)
+        if done.picture is not None:
+            _accept(burned_in_risk(done.picture), config)
+        output = f"{done.patient or 'p-unknown'}/{target.own}.dcm"
+        target.write(output, done.pieces if target.handle is not None else _joined(done.pieces, data))
+        return Released(output, done.pairs)
+    if kind == "nifti":
+        head, begins, length = strip_nifti(start)
+        _check_voxels(begins + length, len(data), length, config)
+        output = f"{target.own}.nii"
+        pieces = (head, (begins, length))
+        target.write(output, pieces if target.handle is not None else _joined(pieces, data))
+        return Released(output)
+    if kind == "gzip":
+        output = f"{target.own}.nii.gz"
+        with opened(file) as packed, gzip.GzipFile(fileobj=packed) as stream:
+            target.write(output, _repacked(stream, config))
+        return Released(output)
+    if kind == "npz" and file.member is None:
+        return None
     raise ScanError("not_an_image", "neither DICOM nor NIfTI: nothing is known of where it names a patient")
+
+
+def _joined(pieces: Iterable[bytes | tuple[int, int]], data: bytes | _OnDisk) -> Iterator[bytes]:
+    for piece in pieces:
+        yield piece if isinstance(piece, bytes) else bytes(data[piece[0] : piece[0] + piece[1]])
+
+
+def _accept(findings: Iterable[Finding], config: ScansConfig) -> None:
+    """Refuse what the policy does not accept."""
+    for finding in findings:
+        if action_of(finding.code, config.checks.policy) != "accept":
+            raise ScanError(finding.code, finding.reason)
+
+
+def _check_voxels(wanted: int, size: int, length: int, config: ScansConfig) -> None:
+    if length > config.max_volume_mb * 1e6:
+        raise ScanError("too_large", f"more voxels than scans.max_volume_mb = {config.max_volume_mb:g}")
+    if wanted > size:
+        raise ScanError("truncated", f"{size} bytes where the header declares {wanted}")
+    if wanted < size:  # they could say anything: never copied, and only left out where the policy accepts it
+        _accept([Finding("extra_bytes", "bytes follow the last voxel that the header declares")], config)
+
+
+def _repacked(stream: gzip.GzipFile, config: ScansConfig) -> Iterator[bytes]:
+    """Unpack a NIfTI file, strip it and pack it again, piece by piece."""
+    try:
+        start = stream.read(HEAD)
+        if not nifti.is_nifti(start):
+            raise ScanError("not_an_image", "a gzip file that holds no NIfTI")
+        pending, begins, length = strip_nifti(start)
+        _check_voxels(0, 0, length, config)
+        stream.seek(begins)
+        while length:
+            chunk = stream.read(min(length, _CHUNK))
+            if not chunk:
+                raise ScanError("truncated", "fewer voxels than the header declares")
+            length -= len(chunk)
+            pending += chunk
+            if len(pending) >= _CHUNK or not length:
+                yield from nifti.gzip_members(pending)
+                pending = b""
+        if stream.read(1):
+            _check_voxels(0, 1, 0, config)
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise ScanError("archive_damaged", "the gzip stream is damaged") from error
+    except EOFError as error:
+        raise ScanError("truncated", "the gzip stream ends before its end mark") from error
+
+
+def handover_record(path: Path) -> dict[str, Any] | None:
+    """Read what an earlier call said of a folder; ``None``: nothing. What cannot be read says nothing of the kind."""
+    with storage_errors(path):
+        if not path.is_file():
+            return None
+        try:
+            record = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            return {}
+    return record if isinstance(record, dict) else {}
+
+
+def released_files(folder: Path) -> set[str]:
+    """List the outputs of :func:`deidentify_file` in a folder; remove what a killed run left half written.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    found: set[str] = set()
+    with storage_errors(folder):
+        for below in ("", *(f"{one.name}/" for one in os.scandir(folder) if one.is_dir(follow_symlinks=False))):
+            for one in os.scandir(folder / below):
+                if _RELEASED.fullmatch(below + one.name):
+                    found.add(below + one.name)
+                elif _HALF_RELEASED.fullmatch(one.name):
+                    Path(one.path).unlink()
+    return found
+
+
+def remove_released(folder: Path, outputs: Iterable[str]) -> None:
+    """Remove outputs, and the folders that they leave empty."""
+    with storage_errors(folder):
+        for output in outputs:
+            (folder / output).unlink(missing_ok=True)
+            patient = (folder / output).parent
+            if patient != folder and not any(patient.iterdir()):
+                patient.rmdir()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder for one run; the lock dies with the process.
+
+    Raises:
+        StorageError: another run is writing there.
+    """
+    with storage_errors(folder):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(f"Another run is writing to '{folder}'. Wait for its end.") from error
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without such locks
+                raise
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_key_table(path: Path, pairs: Iterable[tuple[str, str, str]]) -> None:
@@ -185,36 +438,17 @@ def write_key_table(path: Path, pairs: Iterable[tuple[str, str, str]]) -> None:
         StorageError: it exists, or cannot be written.
     """
     with storage_errors(path):
+        if path.exists():
+            raise StorageError(f"'{path}' exists. Name a new file for the key table.")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError as error:
-            raise StorageError(f"'{path}' exists. Name a new file for the key table.") from error
-        with os.fdopen(handle, "w", newline="", encoding="utf-8") as stream:
-            rows = csv.writer(stream)
-            rows.writerow(("kind", "raw", "pseudonym"))
-            rows.writerows(sorted(set(pairs)))
-            stream.flush()
-            os.fsync(stream.fileno())
-
-
-def _mapped(file: SourceFile, ends: ExitStack) -> Any:
-    """Give a file's bytes without reading them all."""
-    if file.member is not None or file.size == 0:
-        return read_bytes(file)
-    stream = ends.enter_context(opened(file))
-    return ends.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _write_pieces(path: Path, pieces: Iterable[bytes | tuple[int, int]], data: Any) -> None:
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("wb", buffering=0) as stream:
-                for piece in pieces:
-                    view = memoryview(piece if isinstance(piece, bytes) else data[piece[0] : piece[0] + piece[1]])
-                    while view:
-                        view = view[stream.write(view) :]
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(handle, "w", newline="", encoding="utf-8") as stream:
+                rows = csv.writer(stream)
+                rows.writerow(("kind", "raw", "pseudonym"))
+                rows.writerows(sorted(set(pairs)))
+                stream.flush()
+                os.fsync(stream.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -474,8 +708,8 @@ class Reader:
         if len(packed) < len(places):
             left = set(range(len(places))).difference(packed)
             for file, chosen in _by_file(places, left).items():  # each is read once, however many frames it has
-                data = read_bytes(file)
-                dataset = None if all(frames.is_direct(places[n][1]) for n in chosen) else _dataset(data)
+                data, syntax = read_bytes(file), places[chosen[0]][1].transfer_syntax
+                dataset = None if all(frames.is_direct(places[n][1]) for n in chosen) else _dataset(data, False, syntax)
                 for number in chosen:
                     _, header, frame = places[number]
                     direct = frames.is_direct(header)
@@ -487,9 +721,11 @@ class Reader:
             jobs, size, paths = [], 0, dict[tuple[Path, str | None], Path]()
             for number in packed:
                 file, header, frame = places[number]
-                path = paths.setdefault((file.path, file.member), _on_disk(file, folder, len(paths)))
+                key = file.path, file.member
+                if key not in paths:
+                    paths[key] = _on_disk(file, folder, len(paths))
                 kind = decoding.format_of(header)
-                jobs.append(_job(file, path, header, frame, kind, size))
+                jobs.append(_job(file, paths[key], header, frame, kind, size))
                 size += kind.nbytes
             output = folder / "pixels"
             with output.open("xb") as stream:
@@ -511,7 +747,7 @@ class Reader:
         check_size(header.rows, header.columns, self._config)
         if header.samples not in (1, 3):
             raise ScanError("bad_header", f"{header.samples} samples per pixel; 1 or 3 are known")
-        dataset = _dataset(data)
+        dataset = _dataset(data, syntax=header.transfer_syntax)
         stored: dict[int, AnyArray] = {}
         if header.transfer_syntax not in frames.UNCOMPRESSED:
             places = [(member.file, header, frame) for frame in range(header.frames)]
@@ -589,12 +825,15 @@ def _read_frame(file: SourceFile, header: Header, frame: int, target: AnyArray) 
         os.close(handle)
 
 
-def _dataset(data: bytes, stop_before_pixels: bool = False) -> Any:
-    from pydicom import config as pydicom_config
+def _dataset(data: bytes, stop_before_pixels: bool = False, syntax: str | None = None) -> Any:
     from pydicom import dcmread
+    from pydicom.uid import UID
 
-    pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
-    return dcmread(io.BytesIO(data), force=data[128:132] != b"DICM", stop_before_pixels=stop_before_pixels)
+    hush_pydicom()
+    dataset = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM", stop_before_pixels=stop_before_pixels)
+    if syntax and "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set: told by its first elements
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    return dataset
 
 
 def _by_file(places: Sequence[tuple[SourceFile, Header, int]], numbers: Iterable[int]) -> dict[SourceFile, list[int]]:
@@ -616,19 +855,29 @@ def _unpacked(dataset: Any, header: Header, frame: int) -> AnyArray:
     """Read an uncompressed frame in whatever byte order and packing; python alone, nothing that can crash.
 
     Raises:
-        ScanError: ``bad_header`` for values that do not end at the lowest bit, of which pydicom keeps the wrong ones.
+        ScanError: ``bad_header``, see :func:`_check_high_bit`.
     """
     from pydicom.pixels.utils import pixel_array
 
-    if header.bits_stored < header.bits_allocated and header.high_bit != header.bits_stored - 1:
-        raise ScanError("bad_header", f"{header.bits_stored} bits stored up to bit {header.high_bit}")
+    _check_high_bit(header)
     return np.asarray(pixel_array(dataset, index=frame)).astype(frames.stored_type(header), copy=False)
+
+
+def _check_high_bit(header: Header) -> None:
+    """Refuse values that do not end at the lowest bit where others unpack them: they may, or may not, have moved them.
+
+    Raises:
+        ScanError: ``bad_header``.
+    """
+    if header.bits_stored < header.bits_allocated and header.high_bit != header.bits_stored - 1:
+        raise ScanError("bad_header", f"{header.bits_stored} bits stored of which the highest is {header.high_bit}")
 
 
 def _job(
     file: SourceFile, path: Path, header: Header, frame: int, kind: decoding.FrameFormat, place: int
 ) -> decoding.FrameJob:
     assert header.pixel_offset is not None
+    _check_high_bit(header)
     return decoding.FrameJob(path, file.size, header.pixel_offset, header.frames, frame, kind, place)
 
 
@@ -643,6 +892,8 @@ def _on_disk(file: SourceFile, folder: Path, number: int) -> Path:
 
 def _meaning(stored: AnyArray, headers: Sequence[Header], volume: Volume) -> tuple[float, float, AnyArray]:
     """Give slope, intercept and stored values; values of slices that differ in both are scaled, each by its own."""
+    if any(headers[index].has_lut for index, _ in volume.members):
+        raise ScanError("modality_lut", "the values of a volume go through a look-up table")
     planes = [headers[index].planes[frame] for index, frame in volume.members]
     scales = [
         (1.0 if plane.slope is None else plane.slope, 0.0 if plane.intercept is None else plane.intercept)

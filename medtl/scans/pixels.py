@@ -49,6 +49,7 @@ def dicom_pixels(
         return stored, int(header.get("BitsStored") or stored.dtype.itemsize * 8)
     if not photometric.startswith("MONOCHROME"):
         raise ScanError("bad_header", "a photometric interpretation that is not known for one sample per pixel")
+    _without_empty_scale(header)
     values = compact(apply_modality_lut(stored, header))
     bits = int(header.get("BitsStored") or stored.dtype.itemsize * 8)
     if config.window != "none":
@@ -59,6 +60,17 @@ def dicom_pixels(
         ends = apply_modality_lut(np.array([lowest, highest], dtype=np.int64).astype(stored.dtype), header)
         values = compact(float(ends[0]) + float(ends[1]) - values.astype(np.float64))
     return values, bits
+
+
+def _without_empty_scale(header: Dataset) -> None:
+    """Drop a look-up table and a slope that are there and say nothing, as some devices write them."""
+    tables = header.get("ModalityLUTSequence")
+    if tables is not None and not any(item.get("LUTDescriptor") for item in tables):
+        del header.ModalityLUTSequence
+    if any(header.get(keyword, 0) is None for keyword in ("RescaleSlope", "RescaleIntercept")):
+        for keyword in ("RescaleSlope", "RescaleIntercept"):
+            if keyword in header:
+                delattr(header, keyword)
 
 
 def native(values: AnyArray) -> AnyArray:

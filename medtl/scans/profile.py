@@ -103,14 +103,26 @@ NUMBERS = frozenset(["AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV", "OB",
 LONG = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"])
 VRS = TEXT | NUMBERS | {"SQ", "UN"}
 
-# Retain Device Identity, Institution Identity, Patient Characteristics: columns of PS3.15 Table E.1-1 (K).
+# Retain Device Identity, Institution Identity, Patient Characteristics: the cells K of PS3.15 Table E.1-1, and no other
+# (a C would want cleaning). Newer rows whose cell is not known here stay out: what is not in these lists is removed.
 _DEVICE = frozenset(
     {
         *(0x00081010, 0x00181000, 0x00181002, 0x00181004, 0x00181005, 0x00181007, 0x00181008, 0x00181009, 0x0018100A),
-        *(0x0018100B, 0x00181010, 0x00181011, 0x00185011, 0x0018700A, 0x00189367, 0x00189371, 0x00189373, 0x00203401),
-        *(0x00321020, 0x00321021, 0x00400001, 0x00400010, 0x00400011, 0x00400241, 0x00400242, 0x00404025, 0x00404027),
-        *(0x00404028, 0x00404030, 0x00500020, 0x00500021, 0x3010002D, 0x30100043, 0x30080105, 0x300A00B2, 0x300A0216),
-        *(0x300A0611, 0x300A0615),
+        *(
+            0x0018100B,
+            0x0018700A,
+            0x00189367,
+            0x00189371,
+            0x00189373,
+            0x00321020,
+            0x00321021,
+            0x00400001,
+            0x00400010,
+            0x00400011,
+            0x00400241,
+        ),
+        *(0x00400242, 0x00404025, 0x00404027, 0x00404028, 0x00404030, 0x00500020, 0x3010002D, 0x30100043, 0x30080105),
+        *(0x300A00B2, 0x300A0216),
     }
 )
 _INSTITUTION = frozenset(

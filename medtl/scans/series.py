@@ -93,7 +93,8 @@ def judge(
         return Verdict(files, decide(ordered, policy), ordered, volume, policy)
 
     damaged = len(members) - len(sound)
-    known = digests and {(sound.index(i), f): digest for (i, f), digest in digests.items() if i in sound}
+    place = {i: n for n, i in enumerate(sound)}
+    known = digests and {(place[i], f): digest for (i, f), digest in digests.items() if i in place}
     every = _all_digests(headers, known)
     volumes = examine(headers, config, damaged, every) if config.read != "images" else ()
     used: set[int] = set()

@@ -31,6 +31,7 @@ from medtl.config import ScansConfig
 from medtl.errors import ScanError, StorageError
 from medtl.progress import advance
 from medtl.pseudonyms import Pseudonymiser
+from medtl.scans.headers import hush_pydicom
 
 log = logging.getLogger(__name__)
 _DIRECTORY = b"1.2.840.10008.1.3.10"  # Media Storage Directory, in a DICOMDIR's first bytes
@@ -212,7 +213,7 @@ def _open_regular(path: Path) -> IO[bytes]:
 class _LastArchive(threading.local):
     """The archive a thread read last, still open: its list of members is read once, not once per member."""
 
-    path: Path | None = None
+    key: tuple[Path, tuple[int, ...] | None] | None = None
     archive: zipfile.ZipFile | None = None
 
 
@@ -220,11 +221,21 @@ _last = _LastArchive()
 
 
 def _archive(file: SourceFile) -> zipfile.ZipFile:
-    if _last.archive is None or _last.path != file.path:
+    """Open the archive of a member; it must be the archive that was surveyed.
+
+    Raises:
+        ScanError: ``changed``.
+    """
+    key = file.path, None if file.stamp is None else file.stamp[1:]  # its time stamp is the member's
+    if _last.archive is None or _last.key != key:
         if _last.archive is not None:
             _last.archive.close()
+            _last.key, _last.archive = None, None
         with _open_regular(file.path) as stream:  # opened once more by number: that one the archive closes itself
-            _last.path, _last.archive = file.path, zipfile.ZipFile(f"/dev/fd/{stream.fileno()}")
+            if file.stamp is not None and stamp_of(os.fstat(stream.fileno()))[1:] != file.stamp[1:]:
+                raise ScanError("changed", "the archive changed while it was read; it will be taken next time")
+            _last.archive = zipfile.ZipFile(f"/dev/fd/{stream.fileno()}")
+            _last.key = key
     return _last.archive
 
 
@@ -236,7 +247,8 @@ def _listed(source: Path, config: ScansConfig, ignored: set[Path]) -> Iterator[S
         else:
             yield _look(source, source.name, config)
         return
-    for folder, folders, names in os.walk(source, followlinks=False):
+    closed: list[OSError] = []
+    for folder, folders, names in os.walk(source, followlinks=False, onerror=closed.append):
         folders.sort()
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         here = Path(folder)
@@ -245,6 +257,14 @@ def _listed(source: Path, config: ScansConfig, ignored: set[Path]) -> Iterator[S
             path = here / name
             if not ignored or path.resolve() not in ignored:
                 yield _look(path, name if below == "." else f"{below}/{name}", config)
+    for (
+        error
+    ) in closed:  # a folder that cannot be looked into counts as one file, so that its scans are not lost unseen
+        path = Path(error.filename)
+        if path == source:
+            raise StorageError(f"scans.source '{source}' cannot be read ({error.strerror}). Let this user read it.")
+        refusal = ScanError("unreadable", f"a folder that cannot be read ({error.strerror})")
+        yield SourceFile(path, path.relative_to(source).as_posix(), 0, None, refusal)
 
 
 def _look(path: Path, relative: str, config: ScansConfig) -> SourceFile:
@@ -445,6 +465,7 @@ def _referenced(path: Path) -> Iterable[tuple[str, ...]]:
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
+    hush_pydicom()
     try:
         records = dcmread(path, specific_tags=["DirectoryRecordSequence"]).get("DirectoryRecordSequence") or []
         named = [record.get("ReferencedFileID") for record in records]

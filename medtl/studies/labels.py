@@ -242,7 +242,12 @@ def _study(scan: Scan, row: LabelRow, target: tuple[int | None, ...], patient: s
 
 def _check_classes(cohort: Cohort) -> None:
     if not cohort.studies:
-        reasons = ", ".join(sorted({e.code for e in cohort.exclusions})) or "no scans"
+        codes = {e.code for e in cohort.exclusions}
+        reasons = ", ".join(sorted(codes)) or "no scans"
+        if codes and codes <= {"volume", "label_without_image"} and "volume" in codes:
+            raise StudyError(
+                "Every scan is a volume, and images are wanted. To take each slice as an image: --set scans.read=images"
+            )
         raise StudyError(
             f"No labelled scan is left ({reasons}). Check studies.labels.path: it should hold paths below "
             "scans.source, file names, or (studies.labels.uid) DICOM UIDs."

@@ -184,7 +184,7 @@ def test_a_folder_of_somebody_else_is_refused() -> None:
         Path(theirs).chmod(0o755)
         command = [sys.executable, "-c", code, theirs]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "cannot be written (Permission denied). Choose another workspace: --set workspace=FOLDER" in done.stdout
+    assert "cannot be written (Permission denied). Name another folder (of a run: --set workspace=" in done.stdout
 
 
 UNREADABLE = """

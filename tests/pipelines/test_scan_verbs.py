@@ -85,6 +85,49 @@ def test_convert_fails_where_nothing_comes_out(tmp_path: Path, capsys: pytest.Ca
     assert "Not one volume" in capsys.readouterr().err
 
 
+def test_convert_names_a_source_that_is_not_there_and_an_output_inside_the_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_series(tmp_path / "in")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    assert call(["convert", str(tmp_path / "nowhere"), str(out)]) == 1
+    assert "does not exist" in capsys.readouterr().err
+    assert call(["convert", str(tmp_path / "empty"), str(out)]) == 1
+    assert "holds no files" in capsys.readouterr().err
+    assert call(["convert", str(tmp_path / "in"), str(tmp_path / "in" / "out")]) == 2
+    assert not out.exists()
+
+
+def test_a_key_table_that_cannot_be_written_is_said_before_anything_is_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_series(tmp_path / "in")
+    table = tmp_path / "nowhere" / "key.csv"
+    assert call(["deidentify", str(tmp_path / "in"), str(tmp_path / "out"), "--key-table", str(table)]) == 1
+    assert "is no folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_copied_from_a_table_is_never_broken_over_two_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    write_series(tmp_path / "in" / "a-folder-with-a-long-name", BurnedInAnnotation="YES")
+    run = config(tmp_path, tmp_path / "in")
+    assert call(["quarantine", "list", run, "--json"]) == 0
+    (row,) = said(capsys)
+    assert call(["quarantine", "list", run]) == 0
+    assert row["item"] in capsys.readouterr().out
+
+
+def test_show_excluded_names_the_files_of_a_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "in")[3].unlink()
+    assert call(["show", "excluded", config(tmp_path, tmp_path / "in"), "--json"]) == 0
+    (row,) = said(capsys)
+    assert "SECRET-0.dcm" in row["file"]
+
+
 def test_deidentify_leaves_no_trace_but_in_the_key_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_series(tmp_path / "in")
     (tmp_path / "in" / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -135,6 +178,20 @@ def test_what_was_refused_is_listed_shown_and_taken_back(tmp_path: Path, capsys:
     capsys.readouterr()
     assert call(["quarantine", "list", run, "--json"]) == 0
     assert [row["code"] for row in said(capsys)] == ["missing_slices"]
+
+
+def test_nothing_is_taken_back_that_the_audit_log_cannot_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_series(tmp_path / "in", BurnedInAnnotation="YES")
+    run = config(tmp_path, tmp_path / "in")
+    assert call(["quarantine", "list", run, "--json"]) == 0
+    (row,) = said(capsys)
+    (tmp_path / "ws" / "audit.jsonl").mkdir()
+    assert call(["quarantine", "readmit", run, row["item"], "--why", "a protocol name"]) == 1
+    capsys.readouterr()
+    assert call(["quarantine", "list", run, "--json"]) == 0
+    assert said(capsys) == [row]
 
 
 def test_every_code_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

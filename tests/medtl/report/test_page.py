@@ -411,5 +411,5 @@ def test_names_in_plots_are_not_mathematics_and_always_drawable():
 
 def test_a_folder_that_cannot_be_written_says_what_to_try(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match="Choose another workspace"):
+    with pytest.raises(StorageError, match="Name another folder"):
         write_report(tmp_path / "file", make_facts())

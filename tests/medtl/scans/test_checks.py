@@ -100,6 +100,45 @@ def test_a_truncated_file_makes_its_series_incomplete() -> None:
     assert check_header(image(file_size=700), CONFIG)[0].code == "truncated"
 
 
+def test_more_pixels_than_rows_and_columns_account_for_are_found() -> None:
+    assert [f.code for f in check_header(image(rows=8), CONFIG)] == ["extra_bytes"]
+    assert check_header(image(pixel_length=386, file_size=2000), CONFIG) == ()  # padding
+
+
+def test_a_slope_of_zero_in_every_slice_is_refused() -> None:
+    assert codes(stack(slope=0.0)) == {"bad_header"}
+
+
+def test_a_spacing_between_slices_with_a_sign_is_still_the_spacing() -> None:
+    assert codes(stack(between_mm=-2.0, thickness_mm=1.0)) == set()
+
+
+def test_positions_written_to_a_tenth_of_a_millimetre_are_even() -> None:
+    assert codes(stack([round(10 + 1.25 * n, 1) for n in range(20)], thickness_mm=None)) == set()
+    through_float32 = [float(np.float32(round(10 + 1.25 * n, 1))) for n in range(20)]
+    assert codes(stack(through_float32, thickness_mm=None)) == set()
+
+
+def test_a_missing_slice_is_seen_where_slices_lie_as_close_as_digits_go() -> None:
+    heights = [round(0.1 * n, 1) for n in range(40) if n != 20]
+    assert codes(stack(heights, thickness_mm=0.1)) == {"missing_slices"}
+
+
+def test_a_frame_of_a_volume_that_lies_across_it_is_not_lost() -> None:
+    (header,) = stack([0.0])
+    planes = [replace(header.planes[0], position_mm=(0.0, 0.0, float(z))) for z in (0, 2, 4)]
+    planes[2] = replace(planes[2], orientation=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0))
+    assert codes([replace(header, frames=3, planes=tuple(planes), pixel_length=3 * 384, file_size=1800)]) == {
+        "mixed_orientation"
+    }
+
+
+def test_a_volume_that_has_fewer_slices_than_its_siblings_is_incomplete() -> None:
+    echoes = [stack(splits=(("EchoTime", str(echo)),)) for echo in (10, 20, 30)]
+    volumes = examine([*echoes[0], *echoes[1], *echoes[2][:7]], CONFIG)
+    assert [[f.code for f in volume.findings] for volume in volumes] == [[], [], ["incomplete"]]
+
+
 def test_a_different_slice_at_the_same_place_is_a_duplicate_position() -> None:
     headers = [*stack(), replace(stack()[4], sop_instance="1.8", instance_number=77)]
     assert codes(headers) == {"duplicate_position"}
@@ -248,7 +287,7 @@ def test_three_planes_of_a_survey_are_three_clean_volumes() -> None:
 
 
 def test_a_localiser_inside_a_series_leaves_the_stack_alone() -> None:
-    scout = image(orientation=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0), rows=8, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"))
+    scout = image(orientation=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0), image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"))
     assert codes([scout, *stack()]) == set()
     assert [f.code for f in check_header(scout, CONFIG)] == ["localizer"]
 

@@ -28,7 +28,7 @@ from pydicom.sequence import Sequence
 
 from medtl.errors import ScanError
 from medtl.pseudonyms import Pseudonymiser
-from medtl.scans.deidentify import Deidentified, deidentified, strip_nifti
+from medtl.scans.deidentify import Deidentified, _memory, deidentified, strip_nifti
 from medtl.scans.headers import describe, read_header
 from medtl.scans.profile import LONG, SAFE_PRIVATE, Action, Rules, profile
 
@@ -504,6 +504,19 @@ def test_safe_private_numbers_stay_where_wanted_and_nothing_else_private() -> No
     assert not [e for e in read(cleaned(file_of(image(*more)))) if e.tag.is_private]
 
 
+def test_an_option_retains_what_the_standard_keeps_and_nothing_that_sounds_like_it() -> None:
+    more = [
+        element(0x00181000, "LO", b"SN-1"),  # K
+        element(0x00181010, "LO", CANARY),  # a number of a device, and no K
+        element(0x00203401, "CS", CANARY),
+        element(0x00500021, "ST", CANARY),
+        element(0x00080080, "LO", CANARY),  # K of another option
+    ]
+    out = cleaned(file_of(image(*more)), Rules(retain_device=True))
+    assert read(out).DeviceSerialNumber == "SN-1"
+    assert CANARY not in out
+
+
 def test_impossible_rules_cannot_be_built() -> None:
     with pytest.raises(ValueError, match="dates"):
         Rules(dates="guess")  # type: ignore[arg-type]
@@ -633,6 +646,50 @@ def test_a_damaged_file_is_refused_or_keeps_no_secret(draw: st.DataObject) -> No
         assert error.code in ("bad_header", "truncated", "too_deep", "too_large", "dicomdir", "embedded_overlay")
 
 
+# --- what was seen before ---------------------------------------------------------------------------------------------
+
+
+def test_an_implicit_item_in_an_explicit_file_teaches_nothing_about_explicit_elements() -> None:
+    names = Pseudonymiser(b"a key of this test alone")
+    length = int.from_bytes(b"CS\x08\0", "little")  # what an explicit element has where an implicit one has its length
+    inside = struct.pack("<HHI", 0x0008, 0x0008, length) + bytes(length)
+    unknown = b"\x09\0\x10\x10UN\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" + inside
+    unknown += b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+    first = file_of(image(unknown))
+    assert b"\x09\0\x10\x10" not in written(first, deidentified(first, names))
+    second = file_of(image(element(0x00080008, "CS", b"ORIGINAL"), element(0x0040A160, "UT", CANARY * 200_000)))
+    result = written(second, deidentified(second, names))
+    assert CANARY not in result and b"4711" not in result
+
+
+def test_files_of_several_patients_in_turns_are_each_as_if_they_were_alone() -> None:
+    names = Pseudonymiser(b"a key of this test alone")
+    nested = sequence(0x00081140, element(0x00100020, "LO", b"4712"), element(0x00080022, "DA", b"20240102"))
+    files = [file_of(image(nested, patient=patient)) for patient in (b"4711", b"4712", b"", b"4711", b"4713")] * 3
+    together = [written(data, deidentified(data, names)) for data in files]
+    alone = [written(data, deidentified(data, Pseudonymiser(b"a key of this test alone"))) for data in files]
+    assert together == alone
+    assert len(set(together)) == 4
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for most in ("MAX_VALUES", "MAX_SEQUENCES", "MAX_PEOPLE", "MAX_KINDS"):
+        monkeypatch.setattr(f"medtl.scans.deidentify.{most}", 4)
+    names = Pseudonymiser(b"a key of this test alone")
+    for number in range(40):
+        reference = sequence(0x00081140, element(0x00081155, "UI", b"1.2.%d" % number))
+        data = file_of(image(reference, patient=b"%d" % number, instance=b"1.2.3.%d" % number))
+        assert written(data, deidentified(data, names)) == cleaned_with(data, b"a key of this test alone")
+    memory = _memory(names, Rules(), False)
+    assert len(memory.people) <= 4
+    for person in memory.people.values():
+        assert max(len(person.sequences), *map(len, person.known)) <= 4
+
+
+def cleaned_with(data: bytes, key: bytes) -> bytes:
+    return written(data, deidentified(data, Pseudonymiser(key)))
+
+
 # --- real files -------------------------------------------------------------------------------------------------------
 
 
@@ -721,8 +778,9 @@ def test_nifti_text_and_extensions_go_and_voxels_stay(tmp_path: Path, kind: type
     scan.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"CANARY" * 40))
     nib.save(scan, tmp_path / "in.nii")
     data = (tmp_path / "in.nii").read_bytes()
-    head, begins = strip_nifti(data)
-    (tmp_path / "out.nii").write_bytes(head + data[begins:])
+    head, begins, length = strip_nifti(data)
+    (tmp_path / "out.nii").write_bytes(head + data[begins : begins + length])
+    assert begins + length == len(data)
     assert b"CANARY" in data and b"CANARY" not in (tmp_path / "out.nii").read_bytes()
     again = nib.load(tmp_path / "out.nii")
     np.testing.assert_array_equal(np.asarray(again.dataobj), voxels)

@@ -516,3 +516,11 @@ def test_both_ways_agree_on_damaged_real_files_or_refuse() -> None:
     for number, data in enumerate(small):
         for seed in range(25):
             both(mutated(data, 1000 * number + seed, small[seed % len(small)]))
+
+
+def test_a_file_that_was_never_written_to_its_end_is_refused_at_once() -> None:
+    data = bytes(128) + b"DICM" + bytes(200_000_000)
+    since = time.monotonic()
+    with pytest.raises(DamagedError, match="zeros"):
+        read_header(data[:32_768], len(data), lambda: data)
+    assert time.monotonic() - since < 10

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
+import os
+import random
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +38,7 @@ from medtl.scans import intake, quarantine
 from medtl.scans.intake import ingest, names_of, read_exclusions, read_scans
 from medtl.scans.io import write_readmissions
 from medtl.scans.segments import PixelStore
-from medtl.scans.sources import survey
+from medtl.scans.sources import SourceIndex, survey
 
 NAMES = Pseudonymiser(b"0123456789abcdef")
 QUIET = ScansConfig(stable_seconds=0)
@@ -501,3 +505,156 @@ def test_a_segmentation_lies_on_the_volume_it_was_drawn_on(folder: Path, series:
     for path in paths:
         path.unlink()
     assert [e.code for e in take(folder)[1]] == ["mask_without_image"]
+
+
+def test_a_lookup_table_without_content_and_a_bare_data_set_are_read(folder: Path, ramp: Array, dicom: Any) -> None:
+    empty = Dataset()
+    empty.add_new("ModalityLUTType", "LO", "")
+    header = dicom(ramp, ModalityLUTSequence=[empty], RescaleSlope=None, RescaleIntercept=None)
+    header.save_as(folder / "lut.dcm", enforce_file_format=True)
+    bare = dicom(ramp + 1)
+    del bare.file_meta
+    bare.save_as(folder / "bare", implicit_vr=True, little_endian=True)
+    scans, exclusions, store = take(folder)
+    assert exclusions == ()
+    assert sorted(int(store(scan)[0, 0]) for scan in scans) == [0, 1]
+
+
+def test_a_volume_behind_a_lookup_table_is_not_taken_for_plain_values(folder: Path, series: Any) -> None:
+    table = Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, 0, 16])
+    table.add_new("ModalityLUTType", "LO", "HU")
+    table.add_new("LUTData", "OW", np.arange(4096, dtype=np.uint16).tobytes())
+    series(folder / "ct", ModalityLUTSequence=[table])
+    assert code(folder) == "modality_lut"
+
+
+def test_values_that_end_at_a_higher_bit_are_moved_down(folder: Path, ramp: Array, dicom: Any) -> None:
+    dicom((ramp << 4).astype(np.uint16), BitsStored=12, HighBit=15).save_as(folder / "x.dcm", enforce_file_format=True)
+    assert np.array_equal(only(folder)[1], ramp)
+
+
+def test_a_high_bit_that_contradicts_the_values_is_refused(folder: Path, ramp: Array, dicom: Any, series: Any) -> None:
+    dicom(ramp, BitsStored=12, HighBit=15).save_as(folder / "x.dcm", enforce_file_format=True)
+    series(folder / "ct", BitsStored=12, HighBit=15)
+    assert [one.code for one in take(folder)[1]] == ["out_of_range", "out_of_range"]
+
+
+def test_compressed_values_that_end_at_a_higher_bit_are_refused(folder: Path, series: Any) -> None:
+    for path in series(folder / "ct", BitsStored=12, HighBit=11, PixelRepresentation=0):
+        header = dcmread(path)
+        header.compress(JPEGLSLossless)
+        header.HighBit = 15
+        header.save_as(path)
+    assert code(folder) == "bad_header"
+
+
+def test_pixels_that_rows_do_not_account_for_are_refused(folder: Path, series: Any) -> None:
+    _change(series(folder / "ct"), Rows=32)
+    assert code(folder) == "extra_bytes"
+
+
+def test_a_file_touched_while_it_was_read_is_taken_next_time(folder: Path, series: Any, tmp_path: Path) -> None:
+    paths = series(folder / "ct")
+    files = survey(folder, QUIET)
+    os.utime(paths[3])
+    codes = []
+    for number, seen in enumerate((files, survey(folder, QUIET), survey(folder, QUIET))):
+        (tmp_path / str(number)).mkdir()
+        ingest(seen, QUIET, NAMES, tmp_path / str(number), Store(tmp_path / "workspace"))
+        codes.append([one.code for one in read_exclusions(tmp_path / str(number))])
+    assert codes == [["changed"], [], []]
+
+
+def test_an_archive_that_was_replaced_is_read_anew(folder: Path, series: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with zipfile.ZipFile(folder / "ct.zip", "w") as archive:
+            for path in series(tmp_path / name):
+                archive.write(path, f"{name}/{path.name}")
+        scans, exclusions, _ = take(folder)
+        assert ([scan.files for scan in scans], exclusions) == ([12], ())
+
+
+def test_what_a_series_became_is_stored_whole_or_not_at_all(
+    folder: Path, series: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2.4", "FrameOfReferenceUID": "1.2.5", "Modality": "MR"}
+    for echo in (10, 20, 30):
+        series(folder / str(echo), EchoTime=echo, **one)
+    monkeypatch.setattr(intake, "_SEGMENT_UNITS", 1)
+    assert len(take(folder)[0]) == 3
+    assert len(list((tmp_path / "workspace" / "artifacts" / "pixels").glob("[!.]*"))) == 1
+
+
+def test_pydicom_quotes_no_header_to_the_terminal(
+    folder: Path, ramp: Array, dicom: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    header = dicom(ramp)
+    header.SpecificCharacterSet = "ISO_IR 100"
+    buffer = io.BytesIO()
+    header.save_as(buffer, enforce_file_format=True)
+    (folder / "x.dcm").write_bytes(buffer.getvalue().replace(b"ISO_IR 100", b"JANE^DOE  "))
+    caplog.set_level(logging.DEBUG)
+    assert len(take(folder)[0]) == 1  # a warning would be an error here
+    assert "JANE" not in caplog.text
+
+
+def _pool(folder: Path, series: Any) -> list[Path]:
+    """Write what a folder may hold in any combination: whole and broken series, echoes, copies, other files."""
+    paths = [*series(folder / "a", slices=4), *series(folder / "b", slices=3)]
+    one = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2.4", "FrameOfReferenceUID": "1.2.5", "Modality": "MR"}
+    for echo in (10, 20):
+        paths += series(folder / str(echo), slices=3, EchoTime=echo, **one)
+    copy = dcmread(paths[1])
+    copy.SOPInstanceUID = copy.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    copy.save_as(folder / "copy")
+    (folder / "cut").write_bytes(paths[0].read_bytes()[:-50])
+    (folder / "note").write_bytes(b"no image at all")
+    values = np.random.default_rng(0).integers(0, 99, (4, 5, 3, 2)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / "volumes.nii")
+    return [*paths, *(folder / name for name in ("copy", "cut", "note", "volumes.nii"))]
+
+
+def _shuffle(folder: Path, pool: list[Path], chance: random.Random) -> None:
+    """Add, remove, rename or exchange a file, or write an archive of some."""
+    there = sorted(path for path in folder.rglob("*") if path.is_file())
+    place = folder / chance.choice(["", "x", "y/z"]) / str(chance.randrange(20))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    what = chance.choice(["add", "add", "add", "remove", "rename", "exchange", "archive"])
+    if what == "archive":
+        with zipfile.ZipFile(folder / "some.zip", "w") as archive:
+            for path in chance.sample(pool, 4):
+                archive.write(path, f"{path.parent.name}-{path.name}")
+    elif what == "add" or len(there) < 2:
+        shutil.copy(chance.choice(pool), place)
+    elif what == "remove":
+        chance.choice(there).unlink()
+    elif what == "rename":
+        chance.choice(there).rename(place)
+    else:
+        one, other = chance.sample(there, 2)
+        content = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6))
+def test_whatever_happened_to_a_folder_the_result_is_that_of_a_fresh_ingest(
+    tmp_path_factory: Any, series: Any, seed: int
+) -> None:
+    root, chance = tmp_path_factory.mktemp("history"), random.Random(seed)
+    pool = _pool(root / "pool", series)
+    folder = root / "in"
+    folder.mkdir()
+    for step in range(8):
+        for _ in range(chance.randint(1, 5)):
+            _shuffle(folder, pool, chance)
+        results = []
+        for workspace in (root / "workspace", root / f"fresh{step}"):
+            out = root / f"out{step}" / workspace.name
+            out.mkdir(parents=True)
+            files = survey(folder, QUIET, index=SourceIndex(workspace, NAMES))
+            ingest(files, QUIET, NAMES, out, Store(workspace))
+            results.append((read_scans(out), read_exclusions(out)))
+        assert results[0] == results[1]

@@ -212,3 +212,15 @@ def test_a_broken_dicomdir_says_what_to_try(disc: Path) -> None:
     (disc / "DICOMDIR").write_bytes(data[:400])
     with pytest.raises(StorageError, match=r"holds no files|cannot be read"):
         survey(disc / "DICOMDIR", QUIET)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_counted(folder: Path) -> None:
+    (folder / "locked").mkdir()
+    (folder / "locked" / "x").write_bytes(b"x")
+    (folder / "y").write_bytes(b"y")
+    (folder / "locked").chmod(0)
+    try:
+        assert codes(survey(folder, QUIET)) == {"y": None, "locked": "unreadable"}
+    finally:
+        (folder / "locked").chmod(0o700)
