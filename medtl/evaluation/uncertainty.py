@@ -4,8 +4,10 @@ Images of one patient are alike; drawing images would make intervals too narrow.
 as there are, with replacement, and each image counts as often as its patient was drawn.
 Source: Efron and Tibshirani 1993, percentile interval; Field and Welsh 2007 for clusters.
 
-The drawing cannot show what no patient showed: of a perfect model on five patients every resample is perfect. So an
-interval is never narrower than :mod:`medtl.evaluation.bounds` says so few patients could make it.
+The drawing cannot show what no patient showed: of a perfect model on five patients every resample is perfect, and of a
+nearly perfect one many are. Where the interval reaches the end of the scale (more than 2.5 % of the resamples are
+perfect, so that fewer than about four patients carry all the error), it is made no narrower than
+:mod:`medtl.evaluation.bounds` says so few patients could make it.
 """
 
 from __future__ import annotations
@@ -66,8 +68,9 @@ class Estimate:
 def estimate(value: float, draws: FloatArray, level: float, needed: int, least: float) -> Estimate:
     """Judge whether a value has an interval, and widen it where so few patients could not make it so narrow.
 
-    Where the resamples differ, no interval may begin above ``least`` or end below ``1 - least``: a poorer result shows
-    no more than a perfect one. Where all are the same, the bound is scaled to lie around the value.
+    An interval that reaches 1 may not begin above ``least``, and one that reaches 0 may not end below ``1 - least``: a
+    nearly perfect result shows no more than a perfect one. Where all resamples are the same, the bound is scaled to lie
+    around the value.
 
     Args:
         value: on all studies, between 0 and 1; NaN where not estimable.
@@ -83,7 +86,8 @@ def estimate(value: float, draws: FloatArray, level: float, needed: int, least: 
     if not len(finite) or len(finite) < (1 - MOST_MISSING) * len(draws):
         return Estimate(value, draws, problem="interval not estimable: too many resamples lack a kind it needs")
     low, high = _percentiles(draws, level)
-    below, above = max(0.0, low - least), max(0.0, 1 - least - high)
+    below = max(0.0, low - least) if high >= 1 - _NO_SPREAD else 0.0
+    above = max(0.0, 1 - least - high) if low <= _NO_SPREAD else 0.0
     if high - low <= _NO_SPREAD:
         below, above = value * (1 - least), (1 - value) * (1 - least)
     return Estimate(value, draws, below, above, bounded=_WIDENED if below or above else "")
