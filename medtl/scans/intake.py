@@ -29,14 +29,13 @@ from medtl.progress import advance
 from medtl.pseudonyms import Pseudonymiser
 from medtl.records import AnyArray, Exclusion, Scan
 from medtl.scans import io
-from medtl.scans.checks import action_of, check_policy
+from medtl.scans.checks import check_policy
 from medtl.scans.formats import Decoded
-from medtl.scans.geometry import Finding
 from medtl.scans.headers import describe
 from medtl.scans.masks import SEGMENTATIONS, STRUCTURES, Grid
 from medtl.scans.quarantine import Readmission, content_of
 from medtl.scans.segments import Refused, Taken, Unit, known_units, pixel_digest, write_segment
-from medtl.scans.series import REFUSED, Member, Verdict, judge
+from medtl.scans.series import REFUSED, Member, Verdict, judge, refused
 from medtl.scans.sources import SourceFile
 
 log = logging.getLogger(__name__)
@@ -214,11 +213,12 @@ class _Intake:
     def _jobs(self, members: list[Member]) -> Iterator[_Job]:
         shas = [str(member.file.sha256) for member in members]
         bundle, key = self._bundle_digest(shas), _key(members[0], self._names)
-        words = {one.content: one.code for one in self._readmitted}
+        words: dict[str, set[str]] = defaultdict(set)  # one item may have been taken back for several reasons
+        for one in self._readmitted:
+            words[one.content].add(one.code)
 
         def accepted(chosen: Sequence[int]) -> set[str]:
-            code = words.get(content_of(shas[index] for index in chosen))
-            return {code} if code else set()
+            return words.get(content_of(shas[index] for index in chosen), set())
 
         for verdict in judge_with_pixels(members, self._config, accepted, self._reader):
             own = [shas[index] for index in verdict.members]
@@ -247,7 +247,7 @@ class _Intake:
                 raise ScanError("mask_geometry" if found else "mask_without_image", reason)
             verdict = Verdict((0,), "accept", policy=self._config.checks.policy)
         except ScanError as error:
-            verdict = Verdict((0,), "quarantine", (Finding(error.code, error.reason),))
+            verdict = refused(0, error, self._config.checks.policy)
         lies_on = [[scan.scan_id, scan.pixel_digest, scan.affine] for scan in images]
         digest = digest_of([self._settings, sha, lies_on, [[f.code, f.reason] for f in verdict.findings]])[:32]
         return _Job(digest, f"mask-{digest}", None, (member,), verdict, images)
@@ -293,8 +293,7 @@ class _Intake:
         try:
             decoded = self._masks(job) if job.images else self._reader.decode(job.members, job.verdict)
         except ScanError as error:
-            action = action_of(error.code, self._config.checks.policy)
-            action = action if action in REFUSED else "quarantine"
+            action = refused(0, error, self._config.checks.policy).action
             return replace(unit, refused=(Refused(shas, error.code, error.reason, action),)), []
         taken = [Taken(self._scan(job, index, len(decoded), one), shas) for index, one in enumerate(decoded)]
         return replace(unit, taken=tuple(taken)), [one.pixels for one in decoded]

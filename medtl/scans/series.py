@@ -76,7 +76,7 @@ def judge(
         digests: of the pixels of some frames, by (file, frame): what tells copies from slices that share a place.
     """
     sound = [i for i, member in enumerate(members) if member.header is not None and member.damage is None]
-    verdicts = [_refused(i, member.damage) for i, member in enumerate(members) if member.damage is not None]
+    verdicts = [refused(i, m.damage, config.checks.policy) for i, m in enumerate(members) if m.damage is not None]
     verdicts += [
         Verdict((i,), "accept", policy=config.checks.policy)
         for i, member in enumerate(members)
@@ -141,9 +141,9 @@ def _image(
     return verdict((index,), findings)
 
 
-def _refused(index: int, damage: ScanError | None) -> Verdict:
-    assert damage is not None
-    action = action_of(damage.code, {})
+def refused(index: int, damage: ScanError, policy: Mapping[str, Action]) -> Verdict:
+    """Refuse a file that cannot be read: quarantined or rejected as the policy says, never taken."""
+    action = action_of(damage.code, policy)
     return Verdict((index,), action if action in REFUSED else "quarantine", (Finding(damage.code, damage.reason),))
 
 

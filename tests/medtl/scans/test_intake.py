@@ -401,6 +401,30 @@ def test_a_person_takes_an_item_back_for_these_bytes_and_this_code_only(
     assert again() == ()
 
 
+def test_an_item_with_two_reasons_is_taken_back_for_both(folder: Path, series: Any, tmp_path: Path) -> None:
+    series(folder / "ct", BurnedInAnnotation="YES", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    members = tuple(file.sha256 or "" for file in survey(folder, QUIET))
+    words: tuple[quarantine.Readmission, ...] = ()
+    for number in range(3):
+        out = tmp_path / f"again{number}"
+        out.mkdir()
+        ingest(survey(folder, QUIET), QUIET, NAMES, out, Store(tmp_path / "workspace"), words)
+        if number < 2:
+            (refused,) = read_exclusions(out)
+            words = quarantine.readmit(words, refused, members, "looked at it")
+    assert {word.code for word in words} == {"burned_in", "localizer"}
+    (scan,) = read_scans(out)
+    assert {"burned_in", "localizer"} <= set(scan.findings)
+
+
+def test_the_policy_says_what_becomes_of_a_damaged_file(folder: Path, series: Any) -> None:
+    paths = series(folder / "ct")
+    paths[5].write_bytes(paths[5].read_bytes()[:-100])
+    for action in ("reject", "quarantine"):
+        _, exclusions, _ = take(folder, checks={"policy": {"truncated": action}})
+        assert {e.action for e in exclusions if e.code == "truncated"} == {action}
+
+
 def test_nobody_can_talk_a_damaged_series_whole(folder: Path, series: Any, tmp_path: Path) -> None:
     series(folder / "ct")[4].unlink()
     (refused,) = take(folder)[1]

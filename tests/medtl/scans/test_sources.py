@@ -6,6 +6,9 @@ import gc
 import io
 import os
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -24,6 +27,7 @@ from medtl.errors import ScanError, StorageError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.scans.sources import SourceFile, SourceIndex, opened, read_bytes, survey
 
+ROOT = Path(__file__).parents[3]
 NAMES = Pseudonymiser(b"0123456789abcdef")
 QUIET = ScansConfig(stable_seconds=0)
 
@@ -214,13 +218,29 @@ def test_a_broken_dicomdir_says_what_to_try(disc: Path) -> None:
         survey(disc / "DICOMDIR", QUIET)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_counted(folder: Path) -> None:
-    (folder / "locked").mkdir()
-    (folder / "locked" / "x").write_bytes(b"x")
-    (folder / "y").write_bytes(b"y")
-    (folder / "locked").chmod(0)
-    try:
-        assert codes(survey(folder, QUIET)) == {"y": None, "locked": "unreadable"}
-    finally:
-        (folder / "locked").chmod(0o700)
+LOCKED = """
+import os, sys
+from pathlib import Path
+from medtl.config import ScansConfig
+from medtl.scans.sources import survey
+if os.getuid() == 0:
+    os.setuid(65534)  # root may read everything
+for file in survey(Path(sys.argv[1]), ScansConfig(stable_seconds=0)):
+    print(file.relative, file.refusal.code if file.refusal else None)
+"""
+
+
+def test_a_folder_that_may_not_be_read_is_counted() -> None:
+    with tempfile.TemporaryDirectory() as name:  # outside tmp_path, whose parents nobody may enter
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "locked").mkdir()
+        (folder / "locked" / "x").write_bytes(b"x")
+        (folder / "y").write_bytes(b"y")
+        (folder / "locked").chmod(0)
+        try:
+            command = [sys.executable, "-c", LOCKED, name]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        finally:
+            (folder / "locked").chmod(0o700)
+    assert sorted(done.stdout.splitlines()) == ["locked unreadable", "y None"]
