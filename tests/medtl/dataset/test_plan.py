@@ -116,3 +116,9 @@ def test_a_scan_of_another_depth_does_not_fit_a_fixed_range() -> None:
     assert "12 bits" in str(misfit(deep, plan))
     assert misfit(deep, replace(plan, intensity="per_image")) is None
     assert misfit(eight, replace(plan, bits=16, low=-1000.0)) is not None
+
+
+def test_a_volume_does_not_fit_a_plan_of_images() -> None:
+    plan = Plan("binary", ("a", "b"), (32, 32), 1, 8, "per_image", 0.0, 255.0, (0.5, 99.5), {}, {})
+    place = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    assert "a volume" in str(misfit(replace(scan("a"), affine=place), plan))

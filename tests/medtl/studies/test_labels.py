@@ -192,3 +192,19 @@ def test_nothing_in_a_cohort_is_what_the_table_said_of_a_person_or_a_file(tmp_pa
     cohort = joined(tmp_path, table, SCANS, age="age", sex="sex")
     assert not any(word in repr(cohort) for word in ("Jane", "Roe", "Public", "x.png", "y.png", "q.png"))
     assert [(s.age_years, s.sex) for s in cohort.studies] == [(90.0, "F"), (None, "M")]
+
+
+PLACE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+def test_a_volume_is_left_out_of_images_by_name_and_a_mask_is_none_of_them(tmp_path: Path) -> None:
+    others = [scan("v.nii", 4, affine=PLACE), scan("m.dcm", 5, affine=PLACE, mask_of="x", region="1 liver")]
+    table = "path,label,patient\nx.png,no,1\ny.png,yes,2\nz,yes,3\nv.nii,no,4\n"
+    cohort = joined(tmp_path, table, SCANS + others)
+    assert (len(cohort.studies), codes(cohort)) == (3, ["volume"])
+
+
+def test_volumes_alone_say_how_to_take_their_slices(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"scans\.read=images"):
+        table = "path,label,patient\nv.nii,no,4\nw.nii,yes,5\n"
+        joined(tmp_path, table, [scan("v.nii", 4, affine=PLACE), scan("w.nii", 5, affine=PLACE)])
