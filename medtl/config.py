@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from medtl.errors import ConfigError
 
@@ -274,6 +274,10 @@ class DatasetConfig(Section):
     transforms: TransformsConfig = TransformsConfig()
 
 
+_TAGS = ("<name>", "<list>")  # of a value that may be either; no part of a path
+Strategy = Literal["features", "probe", "staged", "lp-ft", "full", "scratch"]
+
+
 class PhaseConfig(Section):
     """One phase of unfreezing (medtl/model/phases.py)."""
 
@@ -281,21 +285,83 @@ class PhaseConfig(Section):
     unfreeze: Literal["head", "all"] | int | tuple[str, ...] = Field(
         description="head, all, the number of last trunk stages, or their names"
     )
-    epochs: int = Field(ge=1, le=10_000)
-    lr: float = Field(gt=0, le=10, description="peak learning rate of the head")
+    head: Literal["gradient", "logistic_regression", "linear_svm", "knn"] = Field(
+        "gradient", description="how the head learns: by gradient, or by scikit-learn on the trunk's features"
+    )
+    epochs: int = Field(1, ge=1, le=10_000)
+    lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate of the head")
     decay: float = Field(0.5, gt=0, le=1, description="factor on the learning rate per stage below the head")
+    optimiser: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with momentum 0.9")
     weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the learning rate, to zero")
+    warmup: Fraction = Field(0.1, description="share of the steps in which the learning rate rises to its peak")
     batchnorm: Literal["frozen", "with_stage"] = Field(
-        "with_stage", description="BatchNorm of unfrozen stages: frozen too, or trained with its stage"
+        "frozen", description="BatchNorm of unfrozen stages: frozen too, or trained with its stage"
     )
     augment: bool = True
+    views: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto", "live"] = Field(
+        "auto",
+        description="augmented views of each image, drawn once and cycled; live: a new one each epoch; "
+        "auto: 4 where a trunk is frozen, else live",
+    )
+    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better model.monitor")
+    loss: Literal["cross_entropy", "focal", "class_balanced"] = Field(
+        "cross_entropy", description="focal: gamma 2; class_balanced: weighted by the inverse frequency of the classes"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    mixup: float = Field(0.0, ge=0, le=10, description="alpha of mixup's Beta distribution; 0: off; needs live images")
+    l2_sp: float = Field(0.0, ge=0, description="pull of the trunk towards the weights it started from")
+
+    @property
+    def cycled(self) -> int | None:
+        """How many views are drawn once and cycled; None where every epoch has views of its own."""
+        if not self.augment or self.mixup or self.views == "live":
+            return None
+        if self.views == "auto":
+            return None if self.unfreeze == "all" else 4
+        return self.views
+
+    @model_validator(mode="after")
+    def _solver_fits_the_head_alone(self) -> Self:
+        if self.head == "gradient":
+            return self
+        if self.unfreeze != "head":
+            raise ValueError(f"head: {self.head} learns on frozen features, so unfreeze must be head")
+        if self.mixup or self.l2_sp or self.patience or self.epochs != 1:
+            raise ValueError(f"head: {self.head} is solved once: epochs, patience, mixup and l2_sp do not apply")
+        return self
 
 
-STAGED = (
-    PhaseConfig(name="head", unfreeze="head", epochs=3, lr=2e-3),
-    PhaseConfig(name="deep", unfreeze=2, epochs=3, lr=5e-4),
-    PhaseConfig(name="all", unfreeze="all", epochs=5, lr=3e-4, decay=0.8),
-)
+_ALL = {"unfreeze": "all", "decay": 1.0}
+STRATEGIES: Mapping[str, tuple[PhaseConfig, ...]] = {
+    "features": (PhaseConfig(name="features", unfreeze="head", head="logistic_regression", augment=False),),
+    "probe": (PhaseConfig(name="probe", unfreeze="head", epochs=10, lr=2e-3, augment=False),),
+    "staged": (
+        PhaseConfig(name="head", unfreeze="head", epochs=4, lr=2e-3, augment=False),
+        PhaseConfig(name="last", unfreeze=1, epochs=3, lr=1e-3, decay=0.7),
+        PhaseConfig(name="deep", unfreeze=2, epochs=3, lr=7e-4, decay=0.7),
+        PhaseConfig(name="all", unfreeze="all", epochs=6, lr=5e-4, decay=0.8),
+    ),
+    "lp-ft": (  # Kumar et al., ICLR 2022: the head first, so that fine-tuning does not distort the features
+        PhaseConfig(name="probe", unfreeze="head", epochs=10, lr=2e-3, augment=False),
+        PhaseConfig(name="all", epochs=8, lr=3e-4, **_ALL),
+    ),
+    "full": (PhaseConfig(name="full", epochs=10, lr=5e-4, **_ALL),),
+    "scratch": (PhaseConfig(name="scratch", epochs=20, lr=5e-4, batchnorm="with_stage", **_ALL),),
+}
+
+
+class CacheConfig(Section):
+    """Activations of frozen layers, kept instead of computed again (medtl/model/cache.py).
+
+    The cache never changes a result: an uncached run hands the same numbers on.
+    """
+
+    use: Literal["auto", "always", "never"] = Field("auto", description="auto: where it saves time and fits the budget")
+    numbers: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto", description="what a frozen trunk hands on, cached or not; auto: bf16 where it computes in it, else fp16"
+    )
+    budget_gb: float = Field(20.0, ge=0, description="disk that cached activations may take; the oldest are removed")
 
 
 class ModelConfig(Section):
@@ -303,27 +369,62 @@ class ModelConfig(Section):
 
     backbone: str = "resnet18"
     weights: str = Field("imagenet", description="none, imagenet, vault:NAME, or a file (.pth, .safetensors)")
+    fetch: bool = Field(True, description="imagenet weights that the vault lacks may be downloaded")
     vault: Path | None = Field(None, description="folder of the weight vault; default: weights in the workspace")
     min_share: Fraction = Field(
         0.9, description="least share of the trunk that must load, else the weights are refused"
     )
-    phases: tuple[PhaseConfig, ...] = Field(STAGED, min_length=1)
+    phases: Annotated[
+        Annotated[Strategy, Tag(_TAGS[0])] | Annotated[tuple[PhaseConfig, ...], Field(min_length=1), Tag(_TAGS[1])],
+        Discriminator(lambda given: _TAGS[0] if isinstance(given, str) else _TAGS[1]),
+    ] = Field(
+        "staged", description="a strategy by name (`medtl show strategies CONFIG` spells them out), or a list of phases"
+    )
+    cache: CacheConfig = CacheConfig()
+    monitor: Literal["auroc", "average_precision", "balanced_accuracy", "loss"] = Field(
+        "auroc", description="validation metric that chooses the best epoch and phase"
+    )
+    guard: Fraction = Field(
+        0.8,
+        description="a later phase replaces an earlier one if it is better in this share of validation resamples",
+    )
     batch_size: int = Field(32, ge=2, le=4096)
+    accumulate: int = Field(1, ge=1, le=1024, description="parts a batch is computed in, where memory is short")
     dropout: float = Field(0.2, ge=0, lt=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    class_balance: bool = Field(False, description="weight the loss by the inverse frequency of the classes")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of training; auto: bf16 where the machine computes in it natively, else fp32"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    processes: int = Field(1, ge=1, le=64, description="processes that train together (torchrun), one a GPU")
     threads: int | None = Field(None, ge=1, description="CPU threads; bits depend on it; default: all cores")
     scratch: bool = Field(False, description="also train the same network without weights on the same split")
     scratch_phases: tuple[PhaseConfig, ...] | None = Field(
-        None, description="default: as many epochs as all phases together, everything unfrozen"
+        None, description="default: strategy scratch, at least as many epochs as all phases together"
     )
 
+    @property
+    def schedule(self) -> tuple[PhaseConfig, ...]:
+        """The phases, spelled out."""
+        return STRATEGIES[self.phases] if isinstance(self.phases, str) else self.phases
+
+    @property
+    def origin(self) -> str:
+        """Where the weights come from; strategy scratch takes none, whatever ``weights`` says."""
+        return "none" if self.phases == "scratch" else self.weights
+
     @model_validator(mode="after")
-    def _phase_names_differ(self) -> Self:
-        names = [phase.name for phase in self.phases]
+    def _phases_follow_one_another(self) -> Self:
+        names = [phase.name for phase in self.schedule]
         if len(set(names)) < len(names):
             raise ValueError("two phases have the same name")
+        if any(phase.head == "knn" for phase in self.schedule[:-1]):
+            raise ValueError("a head of nearest neighbours cannot learn further: make it the last phase")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_are_not_empty(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError("accumulate cuts a batch into more parts than it has images")
         return self
 
 
@@ -489,9 +590,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def _explain(item: Any) -> str:
-    where = ".".join(str(step) for step in item["loc"])
+    place = [step for step in item["loc"] if step not in _TAGS]
+    where = ".".join(str(step) for step in place)
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(item["loc"][-1]), _known(item["loc"][:-1]), n=1, cutoff=0.4)
+        near = difflib.get_close_matches(str(place[-1]), _known(place[:-1]), n=1, cutoff=0.4)
         return f"unknown key '{where}'" + (f"; did you mean '{near[0]}'?" if near else "; see docs/config.md")
     return f"'{where}': {item['msg']}"
 

@@ -215,6 +215,13 @@ class Phase:
     val_loss: float
     val_auroc: float | None
     kept: bool = False  # the checkpoint is this phase's best state
+    head: str = "gradient"  # how the head learned
+    epochs: int = 0  # done, with early stopping
+    trainable: tuple[str, ...] = ()  # names of the parameters that learned
+    monitor: str = "auroc"  # validation metric that chose
+    watched: float | None = None  # its best value
+    chance_better: float | None = None  # share of validation resamples in which it beat the best phase before it
+    reason: str = ""  # why it was kept, or not
 
     def __post_init__(self) -> None:
         if self.frozen_digest_before != self.frozen_digest_after:
@@ -235,6 +242,8 @@ class LoadReport:
     share: float  # of the trunk's parameters, 0 to 1
     licence: str | None = None
     citation: str | None = None
+    layout: str = "native"  # whose names the weights came under
+    shares: Mapping[str, float] = field(default_factory=dict)  # by stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +262,9 @@ class Checkpoint:
     parameters: int
     weights_sha256: str
     environment: Mapping[str, str]
+    head: str = "linear"  # or knn: nearest neighbours
+    mean: tuple[float, ...] = ()  # subtracted from values of 0 to 1, one per channel; empty: the backbone's own
+    std: tuple[float, ...] = ()  # divided by
 
 
 @dataclass(frozen=True, slots=True)

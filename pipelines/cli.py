@@ -23,6 +23,7 @@ from medtl import __version__
 from medtl.config import Config
 from medtl.errors import ConfigError, GateRefused, MedtlError
 from pipelines import scan_verbs
+from pipelines import weights as weight_verbs
 from pipelines.terminal import ConfigFile, Json, Sets, Workspace, load, log_to_file, number, progress, show_table, table
 
 log = logging.getLogger("medtl")
@@ -44,10 +45,11 @@ _INTERRUPTED, _TERMINATED = 130, 143
 app = App(name="medtl", help=_HELP, version=__version__, help_format="plaintext", suppress_keyboard_interrupt=False)
 _RUNS = Group("Runs", sort_key=1)
 _LOOK = Group("Looking at things", sort_key=2)
-_KEEP = Group("Keeping things", sort_key=3)
+_KEEP = weight_verbs.KEEP
 for verb in (scan_verbs.convert, scan_verbs.deidentify, scan_verbs.listen):
     app.command(verb, group=scan_verbs.SCANS)
 app.command(scan_verbs.quarantine)
+app.command(weight_verbs.weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -221,7 +223,7 @@ def demo(
     _show_run(summary, json_)
 
 
-Topic = Literal["codes", "config", "excluded", "split", "plan", "phases", "metrics", "releases"]
+Topic = Literal["codes", "config", "strategies", "excluded", "split", "plan", "phases", "metrics", "releases"]
 
 
 @app.command(group=_LOOK)
@@ -251,59 +253,16 @@ def backbones(*, json_: Json = False) -> None:
     rows = [
         (
             name,
-            row.library,
+            f"{row.library} {row.dimensions}-D",
             " ".join(stage for stage, _ in row.stages),
-            row.min_size,
-            row.weights.file if row.weights else "-",
+            f"{row.min_size}" + (f", multiples of {row.multiple}" if row.multiple > 1 else ""),
+            (f"of {row.inflates}, inflated: " if row.inflates else "") + (row.weights.file if row.weights else "-"),
             row.citation,
         )
         for name, row in BACKBONES.items()
     ]
     columns = ("backbone", "library", "stages (then head)", "least size", "ImageNet weights", "citation")
     show_table([dict(zip(columns, row, strict=True)) for row in rows], json_, "Backbones", columns, rows)
-
-
-weights = App(name="weights", help="Keep weights in the vault: list, add, fetch.", group=_KEEP)
-app.command(weights)
-VaultFolder = Annotated[Path, Parameter(help="folder of the vault")]
-
-
-@weights.command(name="list")
-def weights_list(*, vault: VaultFolder = Path("workspace/weights"), json_: Json = False) -> None:
-    """List the vault."""
-    from dataclasses import asdict
-
-    from medtl.model.io import Vault
-
-    entries = [asdict(entry) for entry in Vault(vault).entries()]
-    columns = ("name", "backbone", "sha256", "source", "licence")
-    show_table(entries, json_, f"Weights in {vault}", columns, [tuple(e[c] or "-" for c in columns) for e in entries])
-
-
-@weights.command(name="add")
-def weights_add(
-    file: Annotated[Path, Parameter(help=".pth (tensors only) or .safetensors")],
-    *,
-    backbone: str,
-    name: str | None = None,
-    vault: VaultFolder = Path("workspace/weights"),
-) -> None:
-    """Put a file into the vault, as safetensors; use it with model.weights=vault:NAME."""
-    from medtl.model.io import Vault
-    from medtl.model.surgery import backbone as look_up
-
-    look_up(backbone)
-    if not file.is_file():
-        raise ConfigError(f"'{file}' is not a file.")
-    print(f"vault:{Vault(vault).add_file(file, backbone, name).name}")
-
-
-@weights.command(name="fetch")
-def weights_fetch(backbone: str, *, vault: VaultFolder = Path("workspace/weights")) -> None:
-    """Download a backbone's ImageNet weights from torchvision's host and check them."""
-    from medtl.model.io import Vault
-
-    print(f"vault:{Vault(vault).fetch(backbone).name}")
 
 
 @app.command(group=_KEEP)

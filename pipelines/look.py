@@ -27,6 +27,7 @@ def at(what: str, config: Config) -> Table:
     topics = {
         "config": _config,
         "codes": codes,
+        "strategies": strategies,
         "excluded": _excluded,
         "split": _split,
         "plan": _plan,
@@ -105,6 +106,32 @@ def readmit(config: Config, item: str, why: str) -> str:
     write_readmissions(config.workspace, words)
     files = "1 file" if one.files == 1 else f"{one.files} files"
     return f"{one.item} ({one.code}, {files}) is taken with the next ingest; the audit log says by whom and why."
+
+
+def strategies(config: Config) -> Table:
+    """Spell out every strategy, and what this config asks for."""
+    from medtl.config import STRATEGIES, PhaseConfig
+
+    chosen = config.model.phases if isinstance(config.model.phases, str) else "this config"
+    listed: dict[str, tuple[PhaseConfig, ...]] = dict(STRATEGIES)
+    if not isinstance(config.model.phases, str):
+        listed[chosen] = config.model.phases
+    rows = [
+        (
+            f"{name} (chosen)" if name == chosen else name,
+            phase.name,
+            str(phase.unfreeze) if isinstance(phase.unfreeze, int | str) else " ".join(phase.unfreeze),
+            phase.epochs if phase.head == "gradient" else phase.head,
+            phase.lr if phase.head == "gradient" else "-",
+            phase.decay,
+            phase.batchnorm,
+            "none" if not phase.augment else f"{phase.cycled} views" if phase.cycled else "live",
+        )
+        for name, phases in listed.items()
+        for phase in phases
+    ]
+    head = ("strategy", "phase", "unfrozen", "epochs", "peak rate", "decay", "BatchNorm", "augmentation")
+    return "Strategies (model.phases)", head, rows
 
 
 def codes(config: Config) -> Table:

@@ -22,16 +22,15 @@ from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import PARTS, Artifact, Exclusion, Release
 from pipelines.steps import (
-    LIBRARIES,
     Prepared,
     Trained,
     file_count,
     find_scans,
     label_table,
     source_files,
-    vault_folder,
     versions,
 )
+from pipelines.training import LIBRARIES, vault_folder
 
 log = logging.getLogger("medtl")
 
@@ -95,7 +94,7 @@ def run_key(config: Config, inputs: Inputs) -> str:
     settings["model"].pop("weights")
     threads = config.model.threads or os.cpu_count() or 1
     here = Path(__file__).parent
-    code = [file_digest(here / name) for name in ("steps.py", "results.py", "run.py")]
+    code = [file_digest(here / name) for name in ("steps.py", "training.py", "results.py", "run.py")]
     return digest_of([asdict(inputs), settings, threads, code_digest(*rooms), code, versions(*LIBRARIES)])
 
 
@@ -193,7 +192,9 @@ def summarise_training(checkpoint: Artifact) -> dict[str, Any]:
                 "best_epoch": p.best_epoch,
                 "val_auroc": p.val_auroc,
                 "val_loss": p.val_loss,
+                "epochs": p.epochs,
                 "kept": p.kept,
+                "reason": p.reason,
             }
             for p in record.phases
         ],
@@ -240,9 +241,17 @@ def peak_memory_mb() -> float:
     return round(kilobytes / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
 
 
+def _flat(backbone: str) -> str:
+    """Name the backbone whose published weights this one takes, without torch."""
+    from medtl.model.backbones import BACKBONES
+
+    row = BACKBONES.get(backbone)
+    return row.inflates or backbone if row is not None else backbone
+
+
 def _weights_digest(config: Config) -> str | None:
     """Tell which weights a vault name means today, without torch; None where they are not there yet."""
-    spec = config.model.weights
-    name = f"imagenet-{config.model.backbone}" if spec == "imagenet" else spec.removeprefix("vault:")
+    spec = config.model.origin
+    name = f"imagenet-{_flat(config.model.backbone)}" if spec == "imagenet" else spec.removeprefix("vault:")
     entry = vault_folder(config) / name / "entry.json"
     return file_digest(entry) if spec != "none" and entry.is_file() else None

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from medtl.artifacts import (
     write_record,
 )
 from medtl.audit import AuditLog
-from medtl.config import Config, ModelConfig, PhaseConfig
+from medtl.config import Config
 from medtl.errors import PlanError, StorageError
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import (
@@ -36,13 +36,13 @@ from medtl.records import (
     Release,
     Scan,
 )
+from pipelines import training
 
 if TYPE_CHECKING:
     from medtl.scans.quarantine import Readmission
     from medtl.scans.sources import SourceFile
 
 log = logging.getLogger("medtl")
-LIBRARIES = ("torch", "torchvision", "monai", "numpy", "scikit-learn", "pydicom", "opencv-python-headless")
 
 
 def label_table(config: Config) -> Path | None:
@@ -56,11 +56,6 @@ def label_table(config: Config) -> Path | None:
         return beside if beside.exists() or not table.exists() else table
     except OSError:  # a folder that may not be looked into is said when it is read
         return beside
-
-
-def vault_folder(config: Config) -> Path:
-    """Give the weight vault's folder."""
-    return config.model.vault or config.workspace / "weights"
 
 
 def pixel_folder(config: Config) -> Path:
@@ -213,12 +208,14 @@ def make_plan(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
     from medtl.scans.segments import PixelStore
     from medtl.studies.io import read_cohort
 
-    least = BACKBONES[config.model.backbone].min_size if config.model.backbone in BACKBONES else 16
+    row = BACKBONES.get(config.model.backbone)
+    least, multiple = (row.min_size, row.multiple) if row is not None else (16, 1)
     inputs = {
         "scans": scans.digest,
         "split": split.digest,
         "config": _settings(config.dataset.plan),
         "min_size": least,
+        "multiple": multiple,
         "code": code_digest("dataset"),
     }
 
@@ -228,9 +225,9 @@ def make_plan(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
         by_study = _scans_by_study(scans, known)
         chosen = [by_study[s.study_id] for s in known.studies if s.study_id in training]
         settings = config.dataset.plan
-        io.write_plan(
-            folder, plan.make_plan(chosen, PixelStore(pixel_folder(config)), known.task, known.classes, settings, least)
-        )
+        read = PixelStore(pixel_folder(config))
+        made = plan.make_plan(chosen, read, known.task, known.classes, settings, least, multiple)
+        io.write_plan(folder, made)
 
     return _make(config, "plan", inputs, build)
 
@@ -264,65 +261,52 @@ def fit_in_phases(
     config: Config, cohort: Artifact, split: Artifact, plan: Artifact, pack: Artifact, scratch: bool = False
 ) -> Artifact:
     """Pack -> checkpoint, phase by phase; goes on where an interrupted run was."""
-    from medtl.dataset import io as dataset_io
-    from medtl.dataset.loading import EvaluationBatches, TrainingBatches
     from medtl.model import fit, io
-    from medtl.studies.io import read_cohort
+    from medtl.model.cache import choose_numbers
+    from medtl.model.vault import Vault, resolve_weights
 
-    model = scratch_model(config.model) if scratch else config.model
-    vault = io.Vault(vault_folder(config))
-    weights = io.resolve_weights(model.weights, model.backbone, vault)
+    model = training.scratch_model(config.model) if scratch else config.model
+    settings = config.model_copy(update={"model": model})
+    weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
     device = fit.device_of(model)
-    threads = model.threads or os.cpu_count() or 1
+    precision = fit.precision_of(model, device)
+    threads = model.threads or max(1, (os.cpu_count() or 1) // model.processes)
+    by_themselves = (
+        "vault",
+        "scratch",
+        "scratch_phases",
+        "weights",
+        "device",
+        "threads",
+        "precision",
+        "cache",
+        "fetch",
+    )
     inputs = {
         "split": split.digest,
         "pack": pack.digest,
-        "config": _settings(model, "vault", "scratch", "scratch_phases", "weights", "device", "threads"),
+        "config": {
+            **_settings(model, *by_themselves), "phases": [phase.model_dump(mode="json") for phase in model.schedule]
+        },
         "transforms": _settings(config.dataset.transforms),
-        "weights": weights.sha256 if weights else None,
+        "weights": [weights.sha256, asdict(weights.contract) if weights.contract else None] if weights else None,
         "seed": config.seed,
         "device": device.type,
+        "precision": precision,
+        "numbers": choose_numbers(model.cache, precision),
         "threads": threads,
         "code": code_digest("model", "dataset"),
-        "libraries": versions("torch", "torchvision", "monai", "numpy"),
-    }
+        "libraries": versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
+    }  # fmt: skip
     store = Store(config.workspace)
     saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
-
-    def build(folder: Path) -> None:
-        known, parts, how = read_cohort(cohort.path), dataset_io.read_split(split.path), dataset_io.read_plan(plan.path)
-        images, targets, rows = dataset_io.read_pack(pack.path), known.targets, _rows(known)
-        fit.make_deterministic(config.seed, threads)
-        network, report = io.build_network(
-            model.backbone, how.size[0], how.channels, len(known.classes), model.dropout, weights, model.min_share,
-            config.seed,
-        )  # fmt: skip
-        log.info("weights of %s: %s, %.1f %% of the trunk", model.backbone, report.source, 100 * report.share)
-        seed = config.seed
-        train = TrainingBatches(
-            images, targets, [rows[s] for s in parts.train], model.batch_size, config.dataset.transforms, seed
-        )
-        val = EvaluationBatches(images, targets, [rows[s] for s in parts.val], model.batch_size)
-        label = "training from scratch" if scratch else "training"
-        phases, history = fit.fit(network, train, val, known.task, model, seed, saver, label)
-        described = {
-            "backbone": model.backbone,
-            "task": known.task,
-            "classes": known.classes,
-            "channels": how.channels,
-            "size": how.size,
-            "stages": network.stage_names,
-            "weights": report,
-            "phases": phases,
-            "history": history,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "environment": {**versions(*LIBRARIES), "device": device.type, "threads": str(threads)},
-        }
-        io.write_checkpoint(folder, network.to("cpu"), described)
-
+    label = "training from scratch" if scratch else "training"
+    job = training.Job(
+        settings, cohort.path, split.path, plan.path, pack.path, pack.digest, saver.path.parent, label, threads
+    )
     if saver.path.exists() and store.find("checkpoint", inputs) is None:
-        log.warning("an interrupted training was found; going on from its last finished epoch")
-    artifact = store.make("checkpoint", inputs, build)
+        log.warning("an interrupted training was found; going on from where it was last saved")
+    artifact = store.make("checkpoint", inputs, lambda folder: training.train(job, folder))
     saver.clear()
     return artifact
 
@@ -432,13 +416,6 @@ def compare(config: Config, test: Artifact, scratch_test: Artifact) -> Artifact:
         )
 
     return _make(config, "comparison", inputs, build)
-
-
-def scratch_model(model: ModelConfig) -> ModelConfig:
-    """Give the same network without weights: everything unfrozen, as many epochs as all phases together."""
-    epochs = sum(phase.epochs for phase in model.phases)
-    plain = (PhaseConfig(name="scratch", unfreeze="all", epochs=epochs, lr=1e-3, decay=1.0),)
-    return model.model_copy(update={"weights": "none", "phases": model.scratch_phases or plain})
 
 
 def _make(config: Config, kind: str, inputs: Mapping[str, Any], build: Any) -> Artifact:
@@ -621,15 +598,16 @@ def _copy_to_reports(config: Config, name: str, report: Artifact) -> Path:
 def add_to_vault(config: Config, target: Config, checkpoint: Artifact) -> dict[str, Any]:
     """Put a checkpoint's trunk into the target's vault under the source's name, with where it came from."""
     from medtl.model import io
+    from medtl.model.vault import WEIGHTS, Vault, read_weights
 
     record = io.read_checkpoint(checkpoint.path)
-    vault = io.Vault(vault_folder(target))
+    vault = Vault(training.vault_folder(target))
     source = f"trained here on '{config.name}': checkpoint {checkpoint.digest[:16]}"
     known = next((e for e in vault.entries() if e.name == config.name and e.source == source), None)
     entry = known or vault.add(
         config.name,
         record.backbone,
-        io.read_weights(checkpoint.path / io.WEIGHTS),
+        read_weights(checkpoint.path / WEIGHTS),
         source,
         original_sha256=record.weights_sha256,
         licence="as this project and its synthetic data: Apache-2.0",

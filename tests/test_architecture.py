@@ -20,10 +20,17 @@ ROOMS = sorted(p.name for p in MEDTL.iterdir() if (p / "__init__.py").exists())
 FOUNDATION = sorted(p.stem for p in MEDTL.glob("*.py"))
 ALLOWED_BELOW = set(sys.stdlib_module_names) | {"numpy", "pydantic", "yaml", "medtl"}
 # Beside io.py: sources.py lists and reads what comes in; the phantom writes the files that everything else is tried on;
-# page.py reads its own template; the folder pacs is the network's door and keeps what arrives.
-DOORS = {"io.py", "pacs", "sources.py", "phantom.py", "page.py"}
-# Call by call: the pixel store maps its segments; a decoder's child process opens what its parent named.
-EXACTLY = {"segments.py": {"open", "memmap"}, "decoding.py": {"open", "fdopen"}}
+# page.py reads its own template; the folder pacs is the network's door and keeps what arrives; vault.py is the weight
+# vault: files and network.
+DOORS = {"io.py", "pacs", "sources.py", "phantom.py", "page.py", "vault.py"}
+# Call by call: the pixel store maps its segments; the children that decode pixels and read pickles open what their
+# parents named; a download is kept in the file that the vault named.
+EXACTLY = {
+    "segments.py": {"open", "memmap"},
+    "decoding.py": {"open", "fdopen"},
+    "pickles.py": {"torch.load", "save_file"},
+    "download.py": {"open", "unlink"},
+}
 OPENERS = {
     "open", "read_bytes", "write_bytes", "read_text", "write_text", "dcmread", "imread", "imwrite", "memmap", "fdopen",
     "tofile", "fromfile", "loadtxt", "savetxt", "savez", "savez_compressed", "load_file", "save_file", "safe_open",

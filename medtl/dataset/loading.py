@@ -3,20 +3,25 @@
 Decoding and resizing happen once, when the pack is written; an epoch is then an indexed copy out of the page cache,
 and nothing is held in memory. Randomness comes from the seed, the phase and the epoch alone, so an epoch can be
 repeated or resumed without a saved generator.
+
+A *view* is an image after one augmentation. What is drawn for a view depends on the seed, the view's number and the
+image's row in the pack, never on the batch it is in: views can be computed in any order, kept, and shared by folds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from medtl.config import TransformsConfig
-from medtl.dataset.transforms import augment, sample
-from medtl.records import AnyArray, FloatArray
+from medtl.dataset.transforms import Augmentation, augment, sample
+from medtl.records import AnyArray, FloatArray, IntArray
 
 Batch = tuple[AnyArray, FloatArray]
+CLEAN = -1  # the view of an image as it is
+_VIEW = 0x1E35
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,16 @@ class EvaluationBatches:
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """Images in a new random order each epoch, augmented."""
+    """Images in a new random order each epoch, as any of their views.
+
+    Args:
+        images: the pack, (N, rows, columns, channels), uint8 or uint16.
+        targets: (N, classes), NaN where unknown.
+        rows: the pack's rows to learn from.
+        batch_size: at most so many in a batch.
+        transforms: what augmentation may do.
+        seed: of the order and of the views.
+    """
 
     images: AnyArray
     targets: FloatArray
@@ -53,19 +67,39 @@ class TrainingBatches:
     batch_size: int
     transforms: TransformsConfig
     seed: int
+    _drawn: dict[int, Augmentation] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def epoch(self, phase: int, epoch: int, augmented: bool = True) -> Iterator[Batch]:
-        """Give the batches of one epoch of one phase; the same arguments give the same batches."""
+    def order(self, phase: int, epoch: int) -> list[IntArray]:
+        """Give the rows of each batch of one epoch; the same arguments give the same batches.
+
+        Batches are of equal size, up to one: a small last batch would upset BatchNorm. Within a batch rows are in the
+        order of their place on the disk.
+        """
         rng = np.random.default_rng([self.seed, phase, epoch])
-        order = rng.permutation(len(self.rows))
-        rows = np.asarray(self.rows)[order]
-        for batch in np.array_split(rows, len(self)):  # of equal size: a small last batch would upset BatchNorm
-            chosen = np.sort(batch)  # in order of their place on the disk
-            images = self.images[chosen]
-            if augmented:
-                size = (images.shape[1], images.shape[2])
-                images = augment(images, sample(rng, len(images), size, self.transforms))
-            yield images, self.targets[chosen]
+        rows = np.asarray(self.rows)[rng.permutation(len(self.rows))]
+        return [np.sort(batch) for batch in np.array_split(rows, len(self))]
+
+    def view(self, rows: IntArray, view: int) -> AnyArray:
+        """Give one view of some images: (n, rows, columns, channels); :data:`CLEAN` is the image as it is."""
+        images = self.images[rows]
+        return images if view == CLEAN else augment(images, self._of(view).take(rows))
+
+    def epoch(self, phase: int, epoch: int, augmented: bool = True) -> Iterator[Batch]:
+        """Give the batches of one epoch of one phase, each image in a view that no other epoch has."""
+        number = CLEAN if not augmented else phase * 1_000_000 + epoch
+        for rows in self.order(phase, epoch):
+            yield self.view(rows, number), self.targets[rows]
+
+    def _of(self, view: int) -> Augmentation:
+        found = self._drawn.get(view)
+        if found is None:
+            rng = np.random.default_rng([self.seed, _VIEW, view])
+            size = (self.images.shape[1], self.images.shape[2])
+            found = sample(rng, len(self.images), size, self.transforms)
+            if len(self._drawn) >= 4:  # of a million images a view takes 64 MB
+                self._drawn.clear()
+            self._drawn[view] = found
+        return found

@@ -27,6 +27,7 @@ def make_plan(
     classes: tuple[str, ...],
     config: PlanConfig,
     min_size: int,
+    multiple: int = 1,
 ) -> Plan:
     """Measure the training images and decide size, channels, depth and intensity.
 
@@ -34,6 +35,7 @@ def make_plan(
         scans: of the training part only.
         read: gives a scan's pixels.
         min_size: least rows and columns the backbone takes.
+        multiple: sizes the backbone takes are multiples of it.
 
     Raises:
         PlanError: no training images, or a configured size below what the backbone takes.
@@ -42,7 +44,7 @@ def make_plan(
         raise PlanError("There is no training image to plan from.")
     facts = _measure(scans, read, config)
     reasons: dict[str, str] = {}
-    size = _size(facts, config, min_size, reasons)
+    size = _size(facts, config, min_size, multiple, reasons)
     channels = _channels(facts, config, reasons)
     eight = facts["bits"] == 8
     reasons["bits"] = "8: every training image has 8 bits" if eight else f"16: images have up to {facts['bits']} bits"
@@ -101,15 +103,24 @@ def _measure(scans: Sequence[Scan], read: Callable[[Scan], AnyArray], config: Pl
     }
 
 
-def _size(facts: dict[str, Any], config: PlanConfig, min_size: int, reasons: dict[str, str]) -> int:
+def _size(facts: dict[str, Any], config: PlanConfig, min_size: int, multiple: int, reasons: dict[str, str]) -> int:
     if config.size is not None:
         if config.size < min_size:
             raise PlanError(f"dataset.plan.size is {config.size}; this backbone takes {min_size} or more.")
+        if config.size % multiple:
+            near = max(min_size, round(config.size / multiple) * multiple)
+            raise PlanError(
+                f"dataset.plan.size is {config.size}; this backbone takes multiples of {multiple}, for instance {near}."
+            )
         reasons["size"] = f"{config.size}: set by the config"
         return config.size
     natural = int(np.ceil(facts["median_side"] / _STEP) * _STEP)
     size = int(np.clip(natural, min_size, max(min_size, config.max_size)))
     why = "the median longer side of the training images"
+    fitting = max(size // multiple, 1) * multiple
+    if fitting != size:
+        reasons["size"] = f"{fitting}: {size} would do, and this backbone takes multiples of {multiple}"
+        return fitting
     if size < natural:
         why += f", held to dataset.plan.max_size = {config.max_size}"
     elif size > natural:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from medtl.config import TransformsConfig
-from medtl.records import AnyArray, FloatArray, Plan
+from medtl.records import AnyArray, FloatArray, IntArray, Plan
 
 cv2.setNumThreads(0)  # images are small and batches run beside torch's own threads
 
@@ -51,6 +51,10 @@ class Augmentation:
     maps: FloatArray
     gains: FloatArray
     offsets: FloatArray
+
+    def take(self, rows: IntArray) -> Augmentation:
+        """Give what was drawn for some of the images."""
+        return Augmentation(self.maps[rows], self.gains[rows], self.offsets[rows])
 
 
 def sample(rng: np.random.Generator, n: int, size: tuple[int, int], config: TransformsConfig) -> Augmentation:

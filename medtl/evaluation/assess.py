@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,12 +10,12 @@ import numpy as np
 from sklearn.metrics import roc_curve
 
 from medtl.config import EvaluationConfig, UncertaintyConfig
-from medtl.evaluation.bounds import Counts, least_of_a_perfect, least_share
+from medtl.evaluation.bounds import Basis, Counts, evenness, least_share
 from medtl.evaluation.calibration import reliability
 from medtl.evaluation.checks import check_predictions
 from medtl.evaluation.metrics import METRICS, calibration_error, sensitivity
 from medtl.evaluation.threshold import choose
-from medtl.evaluation.uncertainty import Estimate, drawn, estimate, mean_of, score_of
+from medtl.evaluation.uncertainty import Estimate, drawn, estimate, left_out, mean_of, score_of
 from medtl.records import Curve, Evaluation, FloatArray, OperatingPoint, Predictions, Score, Task
 
 _FEW_PATIENTS = 30
@@ -31,8 +31,7 @@ class _Question:
     label: str
     of: Callable[[FloatArray], FloatArray]  # (b, studies of the test part) weights -> (b,)
     patients: tuple[str, ...]  # of the studies it is measured on
-    needed: int
-    least: float
+    basis: Basis
     estimable: bool = True
 
 
@@ -110,8 +109,7 @@ def _questions(
                 label,
                 of if known.all() else partial(_of_known, of, known),
                 patients,
-                counts.needed(row.rests_on),
-                least_of_a_perfect(row.rests_on, counts, config.uncertainty.level),
+                counts.basis(row.rests_on, config.uncertainty.level),
                 metric not in _MIX_BOTH_KINDS or min(counts.diseased, counts.healthy) > 0,
             )
         )
@@ -126,10 +124,9 @@ def _of_known(
 
 def _accuracy(test: Predictions, level: float) -> _Question:
     right = (test.probabilities.argmax(1) == test.targets.argmax(1)).astype(np.float64)
-    patients = len(set(test.patients))
     # the share of the studies that are right is the sensitivity where every study is diseased
     of = partial(sensitivity, np.ones(len(right)), right)
-    return _Question("accuracy", "all", of, test.patients, patients, least_share(patients, level))
+    return _Question("accuracy", "all", of, test.patients, _basis(test.patients, level))
 
 
 def _hits(test: Predictions, classes: Sequence[str], level: float) -> list[_Question]:
@@ -137,25 +134,31 @@ def _hits(test: Predictions, classes: Sequence[str], level: float) -> list[_Ques
     questions = []
     for index, (label, truth) in enumerate(zip(classes, test.targets.T, strict=True)):
         of = partial(sensitivity, truth, (chosen == index).astype(np.float64))
-        patients = len({patient for patient, is_true in zip(test.patients, truth, strict=True) if is_true})
-        questions.append(_Question(_HIT, label, of, test.patients, patients, least_share(patients, level)))
+        people = [patient for patient, is_true in zip(test.patients, truth, strict=True) if is_true]
+        questions.append(_Question(_HIT, label, of, test.patients, _basis(people, level)))
     return questions
 
 
+def _basis(people: Sequence[str], level: float) -> Basis:
+    count = len(set(people))
+    return Basis(count, least_share(count, level), evenness(people))
+
+
 def _answers(questions: Sequence[_Question], test: Predictions, config: UncertaintyConfig, seed: int) -> list[Estimate]:
-    """Put every question to the same resamples, a few at a time."""
-    draws = np.empty((len(questions), config.resamples))
-    done = 0
-    for weights in drawn(test.study_ids, test.patients, config.resamples, seed):
-        for row, question in zip(draws, questions, strict=True):
-            row[done : done + len(weights)] = question.of(weights)
-        done += len(weights)
+    """Put every question to the same resamples, and to all patients but one, a few at a time."""
+    draws = _asked(questions, drawn(test.study_ids, test.patients, config.resamples, seed))
+    without = _asked(questions, left_out(test.study_ids, test.patients))
     ones = np.ones((1, len(test.study_ids)))
     values = [float(question.of(ones)[0]) if question.estimable else np.nan for question in questions]
     return [
-        estimate(value, row, config.level, question.needed, question.least)
-        for value, row, question in zip(values, draws, questions, strict=True)
+        estimate(value, row, others, config.level, question.basis)
+        for value, row, others, question in zip(values, draws, without, questions, strict=True)
     ]
+
+
+def _asked(questions: Sequence[_Question], parts: Iterator[FloatArray]) -> FloatArray:
+    """Give each question's values on rows of weights, shape (questions, rows)."""
+    return np.concatenate([np.array([question.of(weights) for question in questions]) for weights in parts], axis=1)
 
 
 def _scores(

@@ -12,6 +12,7 @@ healthy patient that share nobody, each pair is in order with a chance of at mos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,6 +35,7 @@ class Counts:
     cleared: int
     all: int
     odds: float  # healthy studies per diseased study
+    evenness: float = 1.0  # 1 where patients have equally many studies of each kind
 
     @classmethod
     def of(cls, patients: Sequence[str], truth: FloatArray, called: FloatArray) -> Counts:
@@ -42,7 +44,8 @@ class Counts:
         kinds = (truth > 0.5, truth < 0.5, called > 0.5, called < 0.5)
         diseased, healthy, positive, negative = (len(np.unique(people[kind])) for kind in kinds)
         odds = float(kinds[1].sum() / max(1, kinds[0].sum()))
-        return cls(diseased, healthy, positive, negative, len(np.unique(people)), odds)
+        even = min(evenness(people[kind]) for kind in (*kinds, slice(None)))
+        return cls(diseased, healthy, positive, negative, len(np.unique(people)), odds, even)
 
     def needed(self, rests_on: RestsOn) -> int:
         """Count the patients of the rarest kind that a metric cannot do without."""
@@ -50,6 +53,34 @@ class Counts:
             return self.all
         rarer = min(self.diseased, self.healthy)
         return min(rarer, {"called": self.called, "cleared": self.cleared}.get(rests_on, rarer))
+
+    def basis(self, rests_on: RestsOn, level: float) -> Basis:
+        """Say how much these patients can show of a metric."""
+        return Basis(self.needed(rests_on), least_of_a_perfect(rests_on, self, level), self.evenness)
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """How much patients can show of one metric."""
+
+    needed: int  # distinct patients of the rarest kind among those the metric needs
+    least: float  # lower limit that a value of 1 on them would have
+    evenness: float = 1.0  # of the numbers of studies among them
+
+    def votes(self, level: float) -> float:
+        """Count the patients of one yes or no each whose interval would be as wide as these could need at most."""
+        if not 0 < self.least < 1:
+            return 0.0
+        return self.evenness * math.log((1 - level) / 2) / math.log(self.least)
+
+
+def evenness(people: Sequence[str] | np.ndarray[tuple[int, ...], np.dtype[np.str_]]) -> float:
+    """Give the share of patients that would do if all had equally many studies: 1 if they have, 1 / n if one has all.
+
+    Source: Kish, Survey Sampling (1965), effective sample size under unequal weights.
+    """
+    _, studies = np.unique(np.asarray(people, dtype=np.str_), return_counts=True)
+    return float(studies.sum() ** 2 / (len(studies) * (studies**2).sum())) if len(studies) else 1.0
 
 
 def least_of_a_perfect(rests_on: RestsOn, counts: Counts, level: float) -> float:

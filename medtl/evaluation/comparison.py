@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from medtl.config import UncertaintyConfig
-from medtl.evaluation.bounds import least_share
+from medtl.evaluation.bounds import Counts
 from medtl.evaluation.metrics import auroc
-from medtl.evaluation.uncertainty import Estimate, difference_of, drawn, estimate, mean_of, score_of
+from medtl.evaluation.uncertainty import Estimate, difference_of, drawn, estimate, left_out, mean_of, score_of
 from medtl.records import Comparison, FloatArray, Predictions
 
 
@@ -28,7 +30,7 @@ def compare(
     found = _mean_aurocs((model, reference), config, seed)
     known = np.flatnonzero(np.isfinite(model.targets).any(axis=1))
     patients = [model.patients[row] for row in known]
-    difference = difference_of(*found)
+    difference = difference_of(*found, config.level)
     return Comparison(
         "auroc",
         *names,
@@ -40,24 +42,29 @@ def compare(
 def _mean_aurocs(
     both: tuple[Predictions, Predictions], config: UncertaintyConfig, seed: int
 ) -> tuple[Estimate, Estimate]:
-    """Measure both models on the same resamples."""
-    first = both[0]
-    weights = drawn(first.study_ids, first.patients, config.resamples, seed)
-    draws = np.concatenate([np.array([_aurocs(p, some) for p in both]) for some in weights], axis=2)
-    values = np.array([_aurocs(p, np.ones((1, len(p.study_ids)))) for p in both])[:, :, 0]
-    rarer = [_rarer(first.patients, truth) for truth in first.targets.T]
-    names = [f"class {number} of {len(rarer)}" for number in range(1, len(rarer) + 1)]
+    """Measure both models on the same resamples, and without the same patients."""
+    ids, people = both[0].study_ids, both[0].patients
+    draws = _measured(both, drawn(ids, people, config.resamples, seed))
+    without = _measured(both, left_out(ids, people))
+    values = _measured(both, iter([np.ones((1, len(ids)))]))[:, :, 0]
+    bases = [_counts(people, truth).basis("rarer", config.level) for truth in both[0].targets.T]
+    names = [f"class {number} of {len(bases)}" for number in range(1, len(bases) + 1)]
     one, other = (
         mean_of(
             [
-                estimate(float(value), row, config.level, count, least_share(count, config.level))
-                for value, row, count in zip(values[model], draws[model], rarer, strict=True)
+                estimate(float(value), row, others, config.level, basis)
+                for value, row, others, basis in zip(values[model], draws[model], without[model], bases, strict=True)
             ],
             names,
         )
         for model in (0, 1)
     )
     return one, other
+
+
+def _measured(both: tuple[Predictions, Predictions], parts: Iterator[FloatArray]) -> FloatArray:
+    """Give both models' AUROC of each class on rows of weights, shape (2, classes, rows)."""
+    return np.concatenate([np.array([_aurocs(p, weights) for p in both]) for weights in parts], axis=2)
 
 
 def _aurocs(predictions: Predictions, weight: FloatArray) -> FloatArray:
@@ -69,6 +76,7 @@ def _aurocs(predictions: Predictions, weight: FloatArray) -> FloatArray:
     return np.array(rows)
 
 
-def _rarer(patients: tuple[str, ...], truth: FloatArray) -> int:
-    people = np.asarray(patients)
-    return min(len(np.unique(people[truth == kind])) for kind in (0, 1))
+def _counts(patients: tuple[str, ...], truth: FloatArray) -> Counts:
+    known = np.isfinite(truth)
+    people = [patient for patient, is_known in zip(patients, known, strict=True) if is_known]
+    return Counts.of(people, truth[known], truth[known])

@@ -1,56 +1,115 @@
 """Train a network in phases, so that stopping and starting again changes nothing.
 
-All randomness of an epoch is drawn from (seed, phase, epoch); after every epoch the whole state can be saved; a run
-that was killed goes on from the last saved epoch and ends with the same bits (on the same CPU and threads). Each phase
-starts from the best state so far, and its own best state replaces that only if it is better on validation.
+All randomness of a step is drawn from (seed, phase, epoch, step); the whole state is saved every few seconds; a run
+that was killed goes on from there and ends with the same bits (on the same CPU and threads). Each phase starts from the
+best state so far, and its own best state replaces that only if it is better on validation by more than chance.
+
+What is frozen is computed once (:mod:`medtl.model.cache`), and proved not to have moved (:mod:`medtl.model.phases`).
 """
 
 from __future__ import annotations
 
-import copy
+import logging
 import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
 
 from medtl.config import ModelConfig, PhaseConfig
-from medtl.errors import ModelError
+from medtl.errors import ConfigError, ModelError, StorageError
+from medtl.model import cache, parallel
+from medtl.model.cache import ActivationStore, Images, Precision, Source, Trunk, autocast, to_images
+from medtl.model.heads import Linear, NearestNeighbours, solve
+from medtl.model.losses import class_weights, evaluation_loss, known_labels, loss_sum, mixture
 from medtl.model.phases import (
+    frozen_count,
     frozen_digest,
     learning_rates,
-    parameter_groups,
-    schedule,
+    learning_state,
+    make_optimiser,
+    rate_factor,
+    restore_optimiser,
     set_learning,
     unfrozen_stages,
 )
-from medtl.model.surgery import StagedNetwork
+from medtl.model.surgery import HEAD, StagedNetwork
 from medtl.progress import advance
-from medtl.records import AnyArray, Epoch, FloatArray, Phase, Task
+from medtl.records import AnyArray, Epoch, FloatArray, IntArray, Phase, Task
 
+log = logging.getLogger("medtl")
 _CLIP = 5.0  # norm of the gradient
+SAVE_EVERY_S = 20.0
 State = dict[str, Tensor]
+Judge = Callable[[FloatArray, FloatArray], float]  # probabilities of the new and of the old model -> share of resamples
 
 
 class Training(Protocol):
-    """Where training batches come from: images (n, rows, columns, channels) and targets (n, classes)."""
+    """Where training images come from; see :class:`medtl.dataset.loading.TrainingBatches`."""
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """Give the pack's rows to learn from."""
+        ...
+
+    @property
+    def targets(self) -> FloatArray:
+        """Give the targets of all rows of the pack, (N, classes), NaN where unknown."""
+        ...
 
     def __len__(self) -> int: ...
 
-    def epoch(self, phase: int, epoch: int, augmented: bool = True) -> Iterator[tuple[AnyArray, FloatArray]]:
-        """Give the batches of one epoch; the same arguments give the same batches."""
+    def order(self, phase: int, epoch: int) -> list[IntArray]:
+        """Give the rows of each batch of an epoch; the same arguments give the same batches."""
+        ...
+
+    def view(self, rows: IntArray, view: int) -> AnyArray:
+        """Give one view of some images; :data:`medtl.model.cache.CLEAN` is the image as it is."""
         ...
 
 
 class Validation(Protocol):
-    """Where validation batches come from."""
+    """Where validation images come from; see :class:`medtl.dataset.loading.EvaluationBatches`."""
 
-    def __iter__(self) -> Iterator[tuple[AnyArray, FloatArray]]: ...
+    @property
+    def images(self) -> AnyArray:
+        """Give the pack, (N, ..., channels)."""
+        ...
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """Give the pack's rows to judge on."""
+        ...
+
+    @property
+    def targets(self) -> FloatArray:
+        """Give the targets of all rows of the pack, (N, classes), NaN where unknown."""
+        ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is learned from and what it is judged on.
+
+    Args:
+        name: digest of a view of these rows: everything that its activations depend on but the network.
+        groups: patient of each training row.
+        judge: tells in which share of resamples of the validation patients the first of two sets of probabilities is
+            better than the second; the judge of the negative-transfer guard.
+    """
+
+    train: Training
+    val: Validation
+    task: Task
+    groups: Sequence[str]
+    name: Callable[[Sequence[int], int], str]
+    judge: Judge
 
 
 class Saver(Protocol):
@@ -67,18 +126,27 @@ class Saver(Protocol):
 
 @dataclass
 class Progress:
-    """Everything needed to go on: which phase and epoch come next, the states, the optimiser and the history."""
+    """Everything needed to go on: which phase, epoch and step come next, the states, the optimiser and the history.
+
+    ``current`` and ``phase_best`` hold what the phase may move; the rest is in ``best``, or in the network as it was
+    built where no phase is finished yet.
+    """
 
     phase: int = 0
     epoch: int = 0
+    step: int = 0
     current: State = field(default_factory=dict)
     best: State = field(default_factory=dict)  # over all finished phases
+    best_val: State = field(default_factory=dict)  # its probabilities on validation
     phase_best: State = field(default_factory=dict)
+    phase_val: State = field(default_factory=dict)
     optimiser: dict[str, Any] | None = None
-    best_score: tuple[float, float] | None = None
+    scaler: dict[str, Any] | None = None
     phase_score: tuple[float, float] | None = None
     phase_best_epoch: int = 0
     phase_digest: str = ""
+    losses: float = 0.0  # of the epoch so far
+    count: int = 0
     phases: list[Phase] = field(default_factory=list)
     history: list[Epoch] = field(default_factory=list)
 
@@ -87,12 +155,37 @@ def device_of(config: ModelConfig) -> torch.device:
     """Choose where to compute.
 
     Raises:
-        ModelError: CUDA is wanted and there is none.
+        ModelError: CUDA or MPS is wanted and there is none.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("model.device is 'cuda' and this machine has no usable CUDA device. Set it to auto or cpu.")
-    wanted = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if config.device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
+    if not there[config.device]:
+        raise ModelError(
+            f"model.device is '{config.device}' and this machine has no usable one. Set it to auto or cpu."
+        )
+    return torch.device(config.device)
+
+
+def precision_of(config: ModelConfig, device: torch.device) -> Precision:
+    """Choose what training computes in: bf16 where the processor does so natively, unless the config says otherwise.
+
+    Raises:
+        ModelError: the precision is not one that this device computes in.
+    """
+    if config.precision == "fp16" and device.type == "mps":
+        raise ModelError("model.precision fp16 is not supported on MPS here. Set it to auto.")
+    if config.precision != "auto":
+        return config.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" and _has_bf16_units() else "fp32"
+
+
+def _has_bf16_units() -> bool:
+    """Ask for instructions: oneDNN says that AVX-512 alone will do, and there bf16 is slower than fp32."""
+    said: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not say: fp32 then
+    return any(bool(said.get(unit)) for unit in ("avx512_bf16", "amx_bf16", "sve_bf16"))
 
 
 def make_deterministic(seed: int, threads: int | None) -> int:
@@ -108,199 +201,488 @@ def make_deterministic(seed: int, threads: int | None) -> int:
 
 def fit(
     network: StagedNetwork,
-    train: Training,
-    val: Validation,
-    task: Task,
+    material: Material,
     config: ModelConfig,
     seed: int,
     saver: Saver,
+    store: ActivationStore | None = None,
     label: str = "training",
+    save_every_s: float = SAVE_EVERY_S,
 ) -> tuple[tuple[Phase, ...], tuple[Epoch, ...]]:
-    """Train through all phases; leave the best state in the network.
+    """Train through all phases; leave the best state in the network, in evaluation mode.
+
+    Args:
+        store: where activations of frozen layers are kept; None: they are computed each time, with the same result.
 
     Raises:
         ModelError: the loss is not finite, or a frozen layer moved.
+        ConfigError: BatchNorm would be frozen in a network that never learned its statistics.
     """
-    device = device_of(config)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    progress = saver.load() or Progress(current=_copy(network), best=_copy(network))
-    total = sum(phase.epochs for phase in config.phases)
-    weights = class_weights(train, config, task)
-    while progress.phase < len(config.phases):
-        phase = config.phases[progress.phase]
-        network.load_state_dict(progress.current if progress.epoch else progress.best)
-        frozen = set_learning(network, phase)
-        optimiser = torch.optim.AdamW(parameter_groups(network, phase))
-        if progress.epoch == 0:
-            progress.phase_digest, progress.phase_score = frozen_digest(network, phase), None
-        elif progress.optimiser is not None:
-            optimiser.load_state_dict(progress.optimiser)
+    if config.origin == "none":
+        _refuse_frozen_noise(network, config)
+    run = _Run(network, material, config, seed, saver, store, label, save_every_s)
+    while run.progress.phase < len(run.phases):
+        run.phase()
+    network.load_state_dict(run.whole(run.progress.best))
+    network.eval()
+    done = run.progress.phases
+    kept = max(range(len(done)), key=lambda i: (done[i].kept, i))
+    return tuple(replace(p, kept=i == kept) for i, p in enumerate(done)), tuple(run.progress.history)
+
+
+class _Run:
+    """One training, from the first phase to the last."""
+
+    def __init__(
+        self,
+        network: StagedNetwork,
+        material: Material,
+        config: ModelConfig,
+        seed: int,
+        saver: Saver,
+        store: ActivationStore | None,
+        label: str,
+        save_every_s: float,
+    ) -> None:
+        self.network, self.material, self.config, self.seed = network, material, config, seed
+        self.saver, self.store, self.label, self.save_every_s = saver, store, label, save_every_s
+        self.phases, self.task = config.schedule, material.task
+        self.device = device_of(config)
+        self.precision = precision_of(config, self.device)
+        self.numbers = cache.choose_numbers(config.cache, self.precision)
+        network.to(self.device, memory_format=network.memory_format)  # type: ignore[call-overload]
+        self.start: State = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+        self.progress = saver.load() or Progress()
+        self.total = sum(phase.epochs for phase in self.phases)
+        self.saved = time.monotonic()
+        self.prefixes: dict[int, str] = {}  # boundary -> digest of the frozen stages, in this phase
+        self.val_rows = np.sort(np.asarray(material.val.rows))
+        self.train_rows = np.sort(np.asarray(material.train.rows))
+        self.val_targets = material.val.targets[self.val_rows]
+
+    def whole(self, part: Mapping[str, Tensor]) -> State:
+        """Complete a part of a state from the best phase so far and the network as it was built."""
+        return {**self.start, **self.progress.best, **part}
+
+    # -- a phase ---------------------------------------------------------------------------------------------------
+
+    def phase(self) -> None:
+        """Do one phase, or what is left of it."""
+        progress, phase = self.progress, self.phases[self.progress.phase]
+        self.network.load_state_dict(self.whole(progress.current))
+        self.prefixes.clear()
+        boundary = set_learning(self.network, phase)
+        if progress.epoch == 0 and progress.step == 0:
+            progress.phase_digest, progress.phase_score = frozen_digest(self.network, phase), None
+        train, val = self._sources(phase, boundary)
+        if phase.head != "gradient":
+            self._solve(phase, boundary, train, val)
+        else:
+            self._learn(phase, boundary, train, val)
+        self._close(phase)
+        self._save(always=True)
+
+    def _learn(self, phase: PhaseConfig, boundary: int, train: Source, val: Source) -> None:
+        progress = self.progress
+        optimiser = make_optimiser(self.network, phase)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        if progress.optimiser is not None:
+            restore_optimiser(optimiser, progress.optimiser)
+            scaler.load_state_dict(progress.scaler or {})
+        weights = class_weights(self.material.train.targets[self.train_rows], phase, self.task)
+        views = cache.views_of(phase, progress.phase, self.phases)
+        pull = self._pull(phase)
         while progress.epoch < phase.epochs:
-            _one_epoch(network, optimiser, train, val, task, config, phase, frozen, seed, progress, device, weights)
-            advance(label, len(progress.history), total)
+            self._epoch(phase, boundary, train, views[progress.epoch], optimiser, scaler, weights, pull)
+            loss, probabilities = self._validate(boundary, val)
+            self._judge_epoch(phase, loss, probabilities)
+            progress.optimiser, progress.scaler = optimiser.state_dict(), scaler.state_dict()
+            progress.epoch, progress.step = progress.epoch + 1, 0
+            progress.losses, progress.count = 0.0, 0
+            progress.current = learning_state(self.network, phase)
+            advance(self.label, len(progress.history), self.total)
+            if self._stops_early(phase):
+                break
             if progress.epoch < phase.epochs:
-                saver.save(progress)
-        _close_phase(network, phase, progress)
-        saver.save(progress)
-    network.load_state_dict(progress.best)
-    network.eval()
-    kept = max(range(len(progress.phases)), key=lambda i: (progress.phases[i].kept, i))
-    phases = tuple(replace(p, kept=i == kept) for i, p in enumerate(progress.phases))
-    return phases, tuple(progress.history)
+                self._save()
 
+    def _epoch(
+        self,
+        phase: PhaseConfig,
+        boundary: int,
+        train: Source,
+        view: int,
+        optimiser: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        weights: FloatArray | None,
+        pull: list[tuple[Tensor, Tensor]],
+    ) -> None:
+        progress, material = self.progress, self.material
+        set_learning(self.network, phase)
+        batches = material.train.order(progress.phase, progress.epoch)
+        steps = phase.epochs * len(batches)
+        for step in range(progress.step, len(batches)):
+            if len(batches[step]) < 2:
+                continue  # one image has no batch statistics
+            factor = rate_factor(phase, progress.epoch * len(batches) + step, steps)
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * factor
+            loss = self._gradient(phase, boundary, train, batches[step], view, step, scaler, weights)
+            if not math.isfinite(loss):
+                raise ModelError(
+                    f"The loss is not finite in phase '{phase.name}', epoch {progress.epoch + 1}. "
+                    f"Lower the phase's learning rate (now {phase.lr:g})."
+                )
+            scaler.unscale_(optimiser)
+            with torch.no_grad():
+                for parameter, origin in pull:
+                    if parameter.grad is not None:
+                        parameter.grad.add_(parameter - origin, alpha=phase.l2_sp)
+            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], _CLIP)
+            scaler.step(optimiser)
+            scaler.update()
+            progress.losses += loss * len(batches[step])
+            progress.count += len(batches[step])
+            progress.step = step + 1
+            if self._is_time() and step + 1 < len(batches):
+                progress.current = learning_state(self.network, phase)
+                progress.optimiser, progress.scaler = optimiser.state_dict(), scaler.state_dict()
+                self._save(always=True)
 
-def to_images(batch: AnyArray, device: torch.device) -> Tensor:
-    """Turn packed pixels (n, rows, columns, channels) into floats of 0 to 1, (n, channels, rows, columns)."""
-    # numpy widens and scales in one pass over memory, eight times as fast as torch does it on a CPU
-    scaled = np.multiply(batch, np.float32(1.0 / np.iinfo(batch.dtype).max), dtype=np.float32)
-    return torch.from_numpy(scaled).to(device).permute(0, 3, 1, 2)
+    def _gradient(
+        self,
+        phase: PhaseConfig,
+        boundary: int,
+        train: Source,
+        rows: IntArray,
+        view: int,
+        step: int,
+        scaler: torch.amp.GradScaler,
+        weights: FloatArray | None,
+    ) -> float:
+        """Add up the gradient of one batch, a part at a time, over all processes; give its mean loss."""
+        key = [self.seed, self.progress.phase, self.progress.epoch, step]
+        rng = np.random.default_rng([*key, 0x5EED])
+        targets = self.material.train.targets
+        whole = known_labels(targets[rows], self.task)
+        mine = parallel.share_of(rows)
+        self.network.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for number, part in enumerate(np.array_split(mine, min(self.config.accumulate, max(1, len(mine))))):
+            if not len(part):
+                continue
+            seeds = [*key, number, parallel.rank()] if number or parallel.rank() else key
+            torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+            wanted = torch.from_numpy(np.ascontiguousarray(targets[part])).to(self.device, torch.float32)
+            x, wanted = self._input(phase, train, part, view, wanted, rng)
+            with autocast(self.device, self.precision):
+                if boundary == 0:
+                    x = self.network.normalise(x)
+                logits = self.network.run(x, boundary)
+            loss = loss_sum(logits, wanted, self.task, phase, weights) / max(whole, 1)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        parallel.add_gradients(self.network)
+        return float(parallel.add(total))
 
+    def _input(
+        self, phase: PhaseConfig, train: Source, rows: IntArray, view: int, wanted: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        if not phase.mixup:
+            return train.at(rows, view), wanted
+        images = to_images(train.images.view(rows, view), self.device)
+        share, partners = mixture(wanted, phase.mixup, rng)
+        images = share * images + (1 - share) * images[partners]
+        return train.live(images), share * wanted + (1 - share) * wanted[partners]
 
-def _one_epoch(
-    network: StagedNetwork,
-    optimiser: torch.optim.Optimizer,
-    train: Training,
-    val: Validation,
-    task: Task,
-    config: ModelConfig,
-    phase: PhaseConfig,
-    frozen: int,
-    seed: int,
-    progress: Progress,
-    device: torch.device,
-    weights: FloatArray | None,
-) -> None:
-    torch.manual_seed(int(np.random.SeedSequence([seed, progress.phase, progress.epoch]).generate_state(1)[0]))
-    set_learning(network, phase)
-    steps, losses, count = phase.epochs * len(train), 0.0, 0
-    for number, (batch, targets) in enumerate(train.epoch(progress.phase, progress.epoch, phase.augment)):
-        factor = schedule(progress.epoch * len(train) + number, steps)
-        for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * factor
-        if len(batch) < 2:
-            continue  # one image has no batch statistics
-        logits = network(to_images(batch, device), frozen)
-        loss = loss_of(logits, targets, task, config.label_smoothing, device, weights)
-        if not torch.isfinite(loss):
-            raise ModelError(
-                f"The loss is not finite in phase '{phase.name}', epoch {progress.epoch + 1}. "
-                f"Lower the phase's learning rate (now {phase.lr:g})."
+    def _pull(self, phase: PhaseConfig) -> list[tuple[Tensor, Tensor]]:
+        """Pair each learning parameter of the trunk with the value it started from.
+
+        Source: Li, Grandvalet and Davoine, Explicit Inductive Bias for Transfer Learning (L2-SP), ICML 2018.
+        """
+        if not phase.l2_sp:
+            return []
+        return [
+            (parameter, self.start[name].to(self.device))
+            for name, parameter in self.network.named_parameters()
+            if parameter.requires_grad and not name.startswith(f"stages.{HEAD}.")
+        ]
+
+    # -- validation ------------------------------------------------------------------------------------------------
+
+    def _validate(self, boundary: int, val: Source) -> tuple[float, FloatArray]:
+        """Measure the mean loss and the probabilities of the validation part."""
+        self.network.eval()
+        size, rows = self.config.batch_size, parallel.share_of(self.val_rows, whole=True)
+        losses, found = 0.0, []
+        with torch.no_grad(), autocast(self.device, self.precision):
+            for batch in cache.batches_of(rows, size):
+                x = val.at(batch, cache.CLEAN)
+                logits = self.network.run(self.network.normalise(x) if boundary == 0 else x, boundary).float()
+                wanted = torch.from_numpy(self.material.val.targets[batch]).to(self.device, torch.float32)
+                losses += float(evaluation_loss(logits, wanted, self.task))
+                found.append(probabilities_of(logits, self.task))
+        counted = known_labels(self.val_targets, self.task)
+        gathered = parallel.gather(np.concatenate(found) if found else np.empty((0, self.val_targets.shape[1])))
+        return parallel.add_number(losses) / max(counted, 1), gathered
+
+    def _judge_epoch(self, phase: PhaseConfig, loss: float, probabilities: FloatArray) -> None:
+        progress = self.progress
+        auroc = macro_auroc(self.val_targets, probabilities)
+        watched = monitored(self.config.monitor, self.val_targets, probabilities, loss)
+        progress.history.append(
+            Epoch(phase.name, progress.epoch + 1, progress.losses / max(progress.count, 1), loss, auroc)
+        )
+        score = (watched if watched is not None else -math.inf, -loss)
+        if progress.phase_score is None or score > progress.phase_score:
+            progress.phase_score, progress.phase_best_epoch = score, progress.epoch + 1
+            progress.phase_best = learning_state(self.network, phase)
+            progress.phase_val = {"probabilities": torch.from_numpy(probabilities)}
+
+    def _stops_early(self, phase: PhaseConfig) -> bool:
+        return phase.patience is not None and self.progress.epoch - self.progress.phase_best_epoch >= phase.patience
+
+    # -- heads that are solved -------------------------------------------------------------------------------------
+
+    def _solve(self, phase: PhaseConfig, boundary: int, train: Source, val: Source) -> None:
+        progress, head = self.progress, phase.head
+        assert head != "gradient"
+        views = [cache.CLEAN] if not phase.augment else list(range(phase.cycled or 1))
+        parts = [train.at(batch, view) for view in views for batch in self._batches(self.train_rows)]
+        x = torch.cat(parts).double().cpu().numpy()
+        targets = np.tile(self.material.train.targets[self.train_rows], (len(views), 1))
+        patients = dict(zip(self.material.train.rows, self.material.groups, strict=True))
+        groups = [patients[row] for _ in views for row in self.train_rows.tolist()]
+        balanced = phase.loss == "class_balanced"
+        class_weights(targets, phase, self.task)  # refuses what cannot be balanced
+        solved = solve(
+            head, x, targets, groups, self.task, balanced, lambda h: self._score(h, boundary, val), self.seed
+        )
+        put_head(self.network, solved)
+        set_learning(self.network, phase)
+        loss, probabilities = self._validate(boundary, val)
+        progress.losses, progress.count = math.nan, 1
+        self._judge_epoch(phase, loss, probabilities)
+        progress.epoch = 1
+        advance(self.label, len(progress.history), self.total)
+
+    def _score(self, head: Linear | NearestNeighbours, boundary: int, val: Source) -> float:
+        put_head(self.network, head)
+        loss, probabilities = self._validate(boundary, val)
+        found = monitored(self.config.monitor, self.val_targets, probabilities, loss)
+        return -loss if found is None else found - 1e-6 * loss
+
+    def _batches(self, rows: IntArray) -> Sequence[IntArray]:
+        return list(cache.batches_of(rows, self.config.batch_size))
+
+    # -- what is frozen --------------------------------------------------------------------------------------------
+
+    def _sources(self, phase: PhaseConfig, boundary: int) -> tuple[Source, Source]:
+        """Set up where this phase's input comes from; run the trunk where that pays."""
+        train = Images(self.train_rows, self.material.train.view, self._names(self.train_rows))
+        pixels = self.material.val.images
+        val = Images(self.val_rows, lambda rows, _: pixels[rows], self._names(self.val_rows))
+        if boundary == 0:
+            return Source(train, None, 0, {}, self.device), Source(val, None, 0, {}, self.device)
+        trunk = self._trunk([boundary])
+        kept: dict[str, dict[int, cache.Kept]] = {"train": {}, "val": {}}
+        if self.store is not None:
+            try:
+                kept = self._keep(phase, boundary, train, val)
+            except StorageError as error:
+                log.warning("activations of frozen layers cannot be kept; computing them each time: %s", error)
+        return (
+            Source(train, trunk, boundary, kept["train"], self.device),
+            Source(val, trunk, boundary, kept["val"], self.device),
+        )
+
+    def _trunk(self, boundaries: Sequence[int]) -> Trunk:
+        return Trunk(self.network, boundaries, self.precision, self.numbers, self.config.batch_size, self.device)
+
+    def _names(self, rows: IntArray) -> Callable[[int], str]:
+        return lambda view: self.material.name(rows.tolist(), view)
+
+    def _keep(self, phase: PhaseConfig, boundary: int, train: Images, val: Images) -> dict[str, dict[int, cache.Kept]]:
+        assert self.store is not None
+        now, stages = self.progress.phase, self.network.stage_names
+        wanted = sorted({frozen_count(self.phases[n], stages) for n in cache.sharing(self.phases, now, stages)})
+        trunk = self._trunk(wanted)
+        example = to_images(train.view(self.train_rows[: self.config.batch_size], cache.CLEAN), self.device)
+        seconds, mb, shapes = cache.measure(trunk, example)
+        views = self._views([boundary])
+        needed = [(train, view) for view in views] + [(val, cache.CLEAN)]
+        there = all(self.store.has(self._key(trunk, images, view, boundary)) for images, view in needed)
+        decision = cache.decide(
+            self.phases, now, stages, (len(self.train_rows), len(self.val_rows)), seconds, mb, self.store.room_mb(),
+            self.config.cache.use, there,
+        )  # fmt: skip
+        boundaries = parallel.agree(decision.boundaries)
+        log.info("phase %s: activations %s (%s)", phase.name, "kept" if boundaries else "not kept", decision.reason)
+        found: dict[str, dict[int, cache.Kept]] = {"train": {}, "val": {}}
+        if not boundaries:
+            return found
+        trunk = self._trunk(boundaries)
+        clean = {cache.CLEAN: list(boundaries)}
+        for part, images, views in (("train", train, self._views(boundaries)), ("val", val, clean)):
+            for view, here in views.items():
+                kept = {b: self._open(trunk, images, view, b, shapes[b]) for b in here}
+                cache.fill(trunk, images, view, kept, (parallel.rank(), parallel.world()), f"frozen layers, {part}")
+                parallel.wait()
+                if boundary in kept:
+                    found[part][view] = kept[boundary]
+        return found
+
+    def _views(self, boundaries: Sequence[int]) -> dict[int, list[int]]:
+        """Say which views are kept at which boundaries: those that any phase from here on shows more than once."""
+        now, stages = self.progress.phase, self.network.stage_names
+        found: dict[int, list[int]] = {}
+        for number in cache.sharing(self.phases, now, stages):
+            phase, boundary = self.phases[number], frozen_count(self.phases[number], stages)
+            if boundary not in boundaries or not cache.is_repeated(phase):
+                continue
+            for view in cache.views_of(phase, number, self.phases):
+                if boundary not in found.setdefault(view, []):
+                    found[view].append(boundary)
+        return found
+
+    def _open(self, trunk: Trunk, images: Images, view: int, boundary: int, shape: tuple[int, ...]) -> cache.Kept:
+        assert self.store is not None
+        size = cache.chunk_rows(trunk.batch_size)
+        key = self._key(trunk, images, view, boundary)
+        return self.store.entry(key, (len(images.rows), *shape), cache.STORED[self.numbers], size)
+
+    def _key(self, trunk: Trunk, images: Images, view: int, boundary: int) -> str:
+        if boundary not in self.prefixes:
+            self.prefixes[boundary] = cache.prefix_digest(self.network, boundary)
+        return cache.key_of(self.prefixes[boundary], trunk, images.name(view), torch.get_num_threads())
+
+    # -- the end of a phase ----------------------------------------------------------------------------------------
+
+    def _close(self, phase: PhaseConfig) -> None:
+        progress = self.progress
+        after = frozen_digest(self.network, phase)
+        if after != progress.phase_digest:
+            raise ModelError(f"Phase '{phase.name}' changed a layer that was frozen. The checkpoint is not written.")
+        assert progress.phase_score is not None
+        chance, better, why = self._is_better()
+        set_learning(self.network, phase)
+        learning = unfrozen_stages(phase, self.network.stage_names)
+        names = tuple(name for name, p in self.network.named_parameters() if p.requires_grad)
+        trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        watched, negative_loss = progress.phase_score
+        epochs = [epoch for epoch in progress.history if epoch.phase == phase.name]
+        progress.phases.append(
+            Phase(
+                name=phase.name,
+                unfrozen=learning,
+                frozen=tuple(name for name in self.network.stage_names if name not in learning),
+                trainable_parameters=trainable,
+                frozen_parameters=sum(p.numel() for p in self.network.parameters()) - trainable,
+                learning_rates=learning_rates(phase, self.network.stage_names),
+                frozen_digest_before=progress.phase_digest,
+                frozen_digest_after=after,
+                best_epoch=progress.phase_best_epoch,
+                val_loss=-negative_loss,
+                val_auroc=epochs[progress.phase_best_epoch - 1].val_auroc,
+                kept=better,
+                head=phase.head,
+                epochs=len(epochs),
+                trainable=names,
+                monitor=self.config.monitor,
+                watched=watched if math.isfinite(watched) else None,
+                chance_better=chance,
+                reason=why,
             )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], _CLIP)
-        optimiser.step()
-        losses += float(loss.detach()) * len(batch)
-        count += len(batch)
-    val_loss, val_auroc = validate(network, val, task, device)
-    progress.history.append(Epoch(phase.name, progress.epoch + 1, losses / max(count, 1), val_loss, val_auroc))
-    progress.epoch += 1
-    progress.current = _copy(network)
-    progress.optimiser = copy.deepcopy(optimiser.state_dict())
-    score = (val_auroc if val_auroc is not None else -math.inf, -val_loss)
-    if progress.phase_score is None or score > progress.phase_score:
-        progress.phase_score, progress.phase_best_epoch = score, progress.epoch
-        progress.phase_best = progress.current
-
-
-def _close_phase(network: StagedNetwork, phase: PhaseConfig, progress: Progress) -> None:
-    after = frozen_digest(network, phase)
-    if after != progress.phase_digest:
-        raise ModelError(f"Phase '{phase.name}' changed a layer that was frozen. The checkpoint is not written.")
-    assert progress.phase_score is not None
-    better = progress.best_score is None or progress.phase_score > progress.best_score
-    learning = unfrozen_stages(phase, network.stage_names)
-    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    auroc, negative_loss = progress.phase_score
-    progress.phases.append(
-        Phase(
-            name=phase.name,
-            unfrozen=learning,
-            frozen=tuple(name for name in network.stage_names if name not in learning),
-            trainable_parameters=trainable,
-            frozen_parameters=sum(p.numel() for p in network.parameters()) - trainable,
-            learning_rates=learning_rates(phase, network.stage_names),
-            frozen_digest_before=progress.phase_digest,
-            frozen_digest_after=after,
-            best_epoch=progress.phase_best_epoch,
-            val_loss=-negative_loss,
-            val_auroc=auroc if math.isfinite(auroc) else None,
-            kept=better,
         )
-    )
-    if better:
-        progress.best, progress.best_score = progress.phase_best, progress.phase_score
-    progress.phase, progress.epoch = progress.phase + 1, 0
-    progress.current, progress.phase_best, progress.optimiser = {}, {}, None
+        if better:
+            progress.best = self.whole(progress.phase_best)
+            progress.best_val = progress.phase_val
+        progress.phase, progress.epoch, progress.step = progress.phase + 1, 0, 0
+        progress.current, progress.phase_best, progress.phase_val = {}, {}, {}
+        progress.optimiser, progress.scaler, progress.losses, progress.count = None, None, 0.0, 0
 
-
-def class_weights(train: Training, config: ModelConfig, task: Task) -> FloatArray | None:
-    """Give each class the inverse of its frequency in training, of mean 1 over studies; None where not asked for.
-
-    Raises:
-        ModelError: asked for in a multi-label task, where a study has no one class.
-    """
-    if not config.class_balance:
-        return None
-    if task == "multilabel":
-        raise ModelError(
-            "model.class_balance weighs one class per study; a multi-label task has several. Set it to false."
+    def _is_better(self) -> tuple[float | None, bool, str]:
+        """Ask whether this phase beats the best one before it by more than chance on validation."""
+        progress = self.progress
+        if not progress.best:
+            return None, True, "the first phase"
+        new, old = (p["probabilities"].double().numpy() for p in (progress.phase_val, progress.best_val))
+        chance = self.material.judge(new, old)
+        before = next(p.name for p in reversed(progress.phases) if p.kept)
+        better = chance >= self.config.guard
+        return (
+            round(chance, 4),
+            better,
+            f"better than '{before}' in {chance:.0%} of validation resamples; {self.config.guard:.0%} are asked for",
         )
-    counts = np.sum([targets.sum(0) for _, targets in train.epoch(0, 0, augmented=False)], axis=0)
-    weights: FloatArray = counts.sum() / (len(counts) * np.maximum(counts, 1))
-    return weights
+
+    def _is_time(self) -> bool:
+        return parallel.agree(time.monotonic() - self.saved >= self.save_every_s)
+
+    def _save(self, always: bool = False) -> None:
+        if always or self._is_time():
+            if parallel.rank() == 0:
+                self.saver.save(self.progress)
+            self.saved = time.monotonic()
 
 
-def loss_of(
-    logits: Tensor,
-    targets: FloatArray,
-    task: Task,
-    smoothing: float,
-    device: torch.device,
-    weights: FloatArray | None = None,
-) -> Tensor:
-    """Give the mean loss: cross-entropy, or binary cross-entropy over the known labels of a multi-label task.
+def _refuse_frozen_noise(network: StagedNetwork, config: ModelConfig) -> None:
+    """Refuse what cannot work: frozen BatchNorm, or a frozen trunk, of a network without weights."""
+    from medtl.model.phases import Norms
 
-    Args:
-        weights: of the classes, (classes,); not for multi-label tasks.
-    """
-    wanted = torch.from_numpy(np.ascontiguousarray(targets)).to(device, torch.float32)
-    if task != "multilabel":
-        losses = nn.functional.cross_entropy(logits, wanted, label_smoothing=smoothing, reduction="none")
-        if weights is None:
-            return losses.mean()
-        return (losses * (wanted @ torch.from_numpy(weights).to(wanted))).mean()
-    known = ~torch.isnan(wanted)
-    wanted = torch.where(known, wanted * (1 - smoothing) + 0.5 * smoothing, 0.0)
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    return (losses * known).sum() / known.sum().clamp(min=1)
+    has_norms = any(isinstance(module, Norms) for module in network.modules())
+    for phase in config.schedule:
+        if has_norms and phase.batchnorm == "frozen" and phase.unfreeze != "head":
+            raise ConfigError(
+                f"Phase '{phase.name}' freezes BatchNorm in a network that starts without weights, whose statistics "
+                "nobody ever measured. Set batchnorm: with_stage in that phase, or give model.weights."
+            )
 
 
-def validate(network: StagedNetwork, val: Validation, task: Task, device: torch.device) -> tuple[float, float | None]:
-    """Measure mean loss and (macro) AUROC; the AUROC is None where no class has both kinds."""
-    network.eval()
-    losses, count = 0.0, 0
-    scores, truth = [], []
+def put_head(network: StagedNetwork, head: Linear | NearestNeighbours) -> None:
+    """Give the network a solved head."""
+    device = next(network.parameters()).device
+    stage = network.stages[HEAD]
+    assert isinstance(stage, nn.Sequential)
+    if isinstance(head, NearestNeighbours):
+        network.stages[HEAD] = nn.Sequential(stage[0], head).to(device)
+        return
+    linear = stage[1]
+    assert isinstance(linear, nn.Linear)
     with torch.no_grad():
-        for batch, targets in val:
-            logits = network(to_images(batch, device))
-            losses += float(loss_of(logits, targets, task, 0.0, device)) * len(batch)
-            count += len(batch)
-            probabilities = logits.sigmoid() if task == "multilabel" else logits.softmax(1)
-            scores.append(probabilities.double().cpu().numpy())
-            truth.append(targets)
-    return losses / max(count, 1), macro_auroc(np.concatenate(truth), np.concatenate(scores))
+        linear.weight.copy_(torch.from_numpy(head.weight))
+        linear.bias.copy_(torch.from_numpy(head.bias))
+
+
+def probabilities_of(logits: Tensor, task: Task) -> FloatArray:
+    """Turn logits into probabilities: softmax, or one sigmoid per label of a multi-label task."""
+    wide = logits.double()
+    found: FloatArray = (wide.sigmoid() if task == "multilabel" else wide.softmax(1)).cpu().numpy()
+    return found
+
+
+def monitored(metric: str, targets: FloatArray, probabilities: FloatArray, loss: float) -> float | None:
+    """Give the validation metric that chooses; higher is better, None where it is not estimable."""
+    if metric == "loss":
+        return -loss
+    if metric == "auroc":
+        return macro_auroc(targets, probabilities)
+    if metric == "average_precision":
+        return _macro(targets, probabilities, average_precision_score)
+    if targets.shape[1] > 1 and np.isfinite(targets).all() and (targets.sum(1) == 1).all():
+        return float(balanced_accuracy_score(targets.argmax(1), probabilities.argmax(1)))
+    return _macro(targets, probabilities >= 0.5, balanced_accuracy_score)
 
 
 def macro_auroc(targets: FloatArray, scores: FloatArray) -> float | None:
     """Give the mean of the one-against-rest AUROCs of the classes that have both kinds, or None."""
+    return _macro(targets, scores, roc_auc_score)
+
+
+def _macro(targets: FloatArray, scores: AnyArray, metric: Callable[..., float]) -> float | None:
     values = []
     for wanted, score in zip(targets.T, scores.T, strict=True):
         known = np.isfinite(wanted)
         if len(np.unique(wanted[known])) == 2:
-            values.append(float(roc_auc_score(wanted[known], score[known])))
+            values.append(float(metric(wanted[known], score[known])))
     return float(np.mean(values)) if values else None
-
-
-def _copy(network: StagedNetwork) -> State:
-    return {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}

@@ -1,8 +1,4 @@
-"""Weights, checkpoints and unfinished training on disk; the one door for downloads of weights.
-
-Weights are stored as safetensors. A pickle is read with ``weights_only`` and converted; a download is checked
-against its published sha256 before anything opens it.
-"""
+"""Checkpoints, unfinished training and kept activations on disk. Weights to start from are in the vault (vault.py)."""
 
 from __future__ import annotations
 
@@ -10,14 +6,13 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
@@ -26,175 +21,16 @@ from torch import Tensor
 
 from medtl.artifacts import file_digest, read_record, storage_errors, write_bytes, write_record
 from medtl.errors import ModelError, WeightsError
-from medtl.model.fit import Progress
-from medtl.model.surgery import StagedNetwork, backbone, cut, source_network
-from medtl.model.weights import OURS, load_source, load_staged
-from medtl.records import Checkpoint, Epoch, LoadReport, Phase
+from medtl.model.fit import Progress, put_head
+from medtl.model.heads import NearestNeighbours
+from medtl.model.surgery import HEAD, StagedNetwork, cut, source_network
+from medtl.model.vault import WEIGHTS, WeightsFile, read_weights
+from medtl.model.weights import OURS, load_source, load_staged, normalisation, stored_form
+from medtl.records import AnyArray, Checkpoint, Epoch, LoadReport, Phase
 
-WEIGHTS, CHECKPOINT, ENTRY = "model.safetensors", "checkpoint.json", "entry.json"
-HOST = "https://download.pytorch.org/models/"
-HOST_VARIABLE = "MEDTL_WEIGHTS_HOST"  # another server with the same files: a hospital's mirror
-_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class VaultEntry:
-    """One set of weights in the vault and where it came from."""
-
-    name: str
-    backbone: str
-    sha256: str  # of the safetensors file in the vault
-    source: str
-    original_sha256: str | None = None
-    licence: str | None = None
-    citation: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsFile:
-    """A file of weights that a run starts from."""
-
-    path: Path
-    sha256: str
-    source: str  # what a report may say: a vault name or a bare file name
-    licence: str | None = None
-    citation: str | None = None
-
-
-class Vault:
-    """Weights kept on this machine: ``<vault>/<name>/model.safetensors`` with its ``entry.json``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def entries(self) -> tuple[VaultEntry, ...]:
-        """List what is there, by name."""
-        return tuple(read_record(path, VaultEntry) for path in sorted(self.folder.glob(f"*/{ENTRY}")))
-
-    def add(
-        self,
-        name: str,
-        backbone_name: str,
-        state: Mapping[str, Tensor],
-        source: str,
-        original_sha256: str | None = None,
-        licence: str | None = None,
-        citation: str | None = None,
-    ) -> VaultEntry:
-        """Put weights in, replacing an entry of the same name."""
-        folder = self.folder / name
-        with storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / WEIGHTS, safetensors_save(_plain(state)))
-        entry = VaultEntry(
-            name, backbone_name, file_digest(folder / WEIGHTS), source, original_sha256, licence, citation
-        )
-        write_record(folder / ENTRY, entry)
-        return entry
-
-    def find(self, name: str) -> WeightsFile | None:
-        """Find an entry and check its bytes.
-
-        Raises:
-            WeightsError: the weights are not what was put in.
-        """
-        folder = self.folder / name
-        if not (folder / ENTRY).exists():
-            return None
-        entry = read_record(folder / ENTRY, VaultEntry)
-        if not (folder / WEIGHTS).exists() or file_digest(folder / WEIGHTS) != entry.sha256:
-            raise WeightsError(f"The weights '{name}' in the vault were altered. Remove that folder, add them again.")
-        return WeightsFile(folder / WEIGHTS, entry.sha256, f"vault:{name}", entry.licence, entry.citation)
-
-    def add_file(self, path: Path, backbone_name: str, name: str | None = None) -> VaultEntry:
-        """Put a checkpoint file in, converted to safetensors.
-
-        Raises:
-            WeightsError: not a readable set of weights.
-        """
-        state = read_weights(path)
-        return self.add(name or path.stem, backbone_name, state, path.name, original_sha256=file_digest(path))
-
-    def fetch(self, backbone_name: str, host: str | None = None) -> VaultEntry:
-        """Download a backbone's ImageNet weights, check them, and put them in as ``imagenet-<backbone>``.
-
-        Raises:
-            WeightsError: none are published, no connection, or the wrong checksum.
-        """
-        row = backbone(backbone_name)
-        if row.weights is None:
-            raise WeightsError(
-                f"No ImageNet weights are published for '{backbone_name}'. Use a file, or weights: none."
-            )
-        base = host or os.environ.get(HOST_VARIABLE) or HOST
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / row.weights.file
-            _download(base.rstrip("/") + "/" + row.weights.file, path)
-            found = file_digest(path)
-            if not found.startswith(row.weights.sha256):
-                raise WeightsError(
-                    f"'{row.weights.file}' has sha256 {found[:16]}…, expected {row.weights.sha256[:16]}…: damaged on "
-                    "the way or not that file. Nothing was kept; try again, or another server."
-                )
-            state = read_weights(path)
-        return self.add(
-            f"imagenet-{backbone_name}",
-            backbone_name,
-            state,
-            row.weights.file,
-            original_sha256=found,
-            licence=row.weights.licence,
-            citation=row.citation,
-        )
-
-
-def resolve_weights(spec: str, backbone_name: str, vault: Vault) -> WeightsFile | None:
-    """Find what ``model.weights`` means: ``none``, ``imagenet``, ``vault:NAME`` or a file.
-
-    Raises:
-        WeightsError: it is not there, cannot be fetched, or was altered.
-    """
-    backbone(backbone_name)
-    if spec == "none":
-        return None
-    if spec == "imagenet":
-        found = vault.find(f"imagenet-{backbone_name}")
-        if found is None:
-            vault.fetch(backbone_name)
-            found = vault.find(f"imagenet-{backbone_name}")
-        return found
-    if spec.startswith("vault:"):
-        found = vault.find(spec.removeprefix("vault:"))
-        if found is None:
-            names = ", ".join(entry.name for entry in vault.entries()) or "nothing"
-            raise WeightsError(f"The vault holds no '{spec.removeprefix('vault:')}'; it holds {names}.")
-        return found
-    path = Path(spec)
-    if not path.is_file():
-        raise WeightsError(f"model.weights: '{path.name}' is not a file. Write none, imagenet, vault:NAME or a path.")
-    return WeightsFile(path, file_digest(path), path.name)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from safetensors or, with ``weights_only``, from a pickle.
-
-    Raises:
-        WeightsError: neither, damaged, or a pickle that wants to run code.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors_load(path.read_bytes())
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Parsers of a hostile file raise anything; whatever it is, these are no weights.
-        raise WeightsError(
-            f"'{path.name}' is not a readable set of weights ({type(error).__name__}): damaged, or a pickle that holds "
-            "more than tensors, which is refused because it could run code."
-        ) from error
-    state = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"'{path.name}' holds no state dict (names to tensors).")
-    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+CHECKPOINT = "checkpoint.json"
+_SPARE_MB = 1024.0  # of the disk that kept activations leave free
+_DIGEST = 32  # bytes of a sha256
 
 
 def build_network(
@@ -220,16 +56,28 @@ def build_network(
     state = read_weights(weights.path)
     if any(key.startswith(OURS) for key in state):
         network = cut(source, name, channels, classes, dropout)
-        return network, load_staged(network, name, state, report, min_share)
-    report = load_source(source, name, state, size, report, min_share)
-    return cut(source, name, channels, classes, dropout), report
+        report = load_staged(network, name, state, report, min_share)
+    else:
+        report = load_source(source, name, state, size, report, min_share)
+        network = cut(source, name, channels, classes, dropout)
+    seen = normalisation(weights.contract, channels)
+    if seen is not None:  # what the weights were trained to see, where their entry in the vault says so
+        _set_input(network, *seen)
+    return network, report
 
 
 def write_checkpoint(folder: Path, network: StagedNetwork, checkpoint: Mapping[str, Any]) -> Checkpoint:
     """Write the network's weights and its description."""
-    data = safetensors_save(_plain(network.state_dict()))
+    data = safetensors_save(stored_form(network.state_dict()))
     write_bytes(folder / WEIGHTS, data)
-    record = Checkpoint(**checkpoint, weights_sha256=file_digest(folder / WEIGHTS))
+    kind = "knn" if _neighbours(network) is not None else "linear"
+    record = Checkpoint(
+        **checkpoint,
+        head=kind,
+        mean=tuple(network.mean.flatten().tolist()),
+        std=tuple(network.std.flatten().tolist()),
+        weights_sha256=file_digest(folder / WEIGHTS),
+    )
     write_record(folder / CHECKPOINT, record)
     return record
 
@@ -250,12 +98,31 @@ def read_network(folder: Path) -> StagedNetwork:
         raise WeightsError("The checkpoint's weights were altered after they were written.")
     source = source_network(record.backbone, record.size[0])
     network = cut(source, record.backbone, record.channels, len(record.classes), 0.0)
-    network.load_state_dict(read_weights(folder / WEIGHTS))
+    if record.mean and record.std:
+        _set_input(network, record.mean, record.std)
+    state = read_weights(folder / WEIGHTS)
+    if record.head == "knn":
+        bank, votes = state["stages.head.1.bank"], state["stages.head.1.votes"]
+        put_head(network, NearestNeighbours(bank, votes, 1, record.task == "multilabel"))
+    network.load_state_dict(state)
     return network.eval()
 
 
+def _set_input(network: StagedNetwork, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    with torch.no_grad():
+        network.mean.copy_(torch.tensor(mean).view_as(network.mean))
+        network.std.copy_(torch.tensor(std).view_as(network.std))
+
+
+def _neighbours(network: StagedNetwork) -> NearestNeighbours | None:
+    return next((m for m in network.stages[HEAD].modules() if isinstance(m, NearestNeighbours)), None)
+
+
 class FolderSaver:
-    """Unfinished training in a folder: one safetensors file replaced in one step after each epoch."""
+    """Unfinished training in a folder: one safetensors file, replaced in one step."""
+
+    _STATES = ("current", "best", "best_val", "phase_best", "phase_val")
+    _PLAIN = ("phase", "epoch", "step", "phase_best_epoch", "phase_digest", "scaler", "losses", "count")
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "progress.safetensors"
@@ -274,24 +141,21 @@ class FolderSaver:
     def save(self, progress: Progress) -> None:
         """Keep it, in one step."""
         tensors: dict[str, Tensor] = {}
-        for part in ("current", "best", "phase_best"):
+        for part in self._STATES:
             tensors |= {f"{part}/{key}": value for key, value in getattr(progress, part).items()}
         optimiser = progress.optimiser
         if optimiser is not None:
             for index, slots in optimiser["state"].items():
-                tensors |= {f"optimiser/{index}/{slot}": value for slot, value in slots.items()}
-        plain = {
-            "phase": progress.phase,
-            "epoch": progress.epoch,
-            "best_score": progress.best_score,
+                for slot, value in slots.items():
+                    if value is not None:  # momentum that has not begun
+                        tensors[f"optimiser/{index}/{slot}"] = value
+        plain = {name: getattr(progress, name) for name in self._PLAIN} | {
             "phase_score": progress.phase_score,
-            "phase_best_epoch": progress.phase_best_epoch,
-            "phase_digest": progress.phase_digest,
             "phases": [asdict(phase) for phase in progress.phases],
             "history": [asdict(epoch) for epoch in progress.history],
             "groups": None if optimiser is None else optimiser["param_groups"],
         }
-        write_bytes(self.path, safetensors_save(_plain(tensors), metadata={"progress": json.dumps(plain)}))
+        write_bytes(self.path, safetensors_save(stored_form(tensors), metadata={"progress": json.dumps(plain)}))
 
     def clear(self) -> None:
         """Remove it: the training it belongs to is finished."""
@@ -309,46 +173,127 @@ def _progress(plain: dict[str, Any], tensors: Mapping[str, Tensor]) -> Progress:
             index, slot = key.split("/")
             state.setdefault(int(index), {})[slot] = value
         optimiser = {"state": state, "param_groups": plain["groups"]}
+    fields: dict[str, Any] = {name: plain[name] for name in FolderSaver._PLAIN}
+    fields |= {name: part(name) for name in FolderSaver._STATES}
     return Progress(
-        phase=plain["phase"],
-        epoch=plain["epoch"],
-        current=part("current"),
-        best=part("best"),
-        phase_best=part("phase_best"),
+        **fields,
         optimiser=optimiser,
-        best_score=None if plain["best_score"] is None else tuple(plain["best_score"]),
         phase_score=None if plain["phase_score"] is None else tuple(plain["phase_score"]),
-        phase_best_epoch=plain["phase_best_epoch"],
-        phase_digest=plain["phase_digest"],
         phases=[
-            Phase(**{**phase, "unfrozen": tuple(phase["unfrozen"]), "frozen": tuple(phase["frozen"])})
+            Phase(**phase | {name: tuple(phase[name]) for name in ("unfrozen", "frozen", "trainable")})
             for phase in plain["phases"]
         ],
         history=[Epoch(**epoch) for epoch in plain["history"]],
     )
 
 
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors into contiguous memory of their own, sorted: safetensors then writes the same bytes every time."""
-    return {key: state[key].detach().cpu().contiguous().clone() for key in sorted(state)}
+class FolderActivations:
+    """Activations of frozen layers under one folder, within a budget; the longest unused make room for new ones.
+
+    An entry is two files: the numbers, and a sha256 per chunk, written after the chunk. Nothing is flushed to the disk
+    on purpose: what a crash tore no longer has its digest and is computed again. Entries may be deleted at any time.
+
+    Args:
+        folder: of this project alone.
+        budget_mb: that all entries together may take.
+    """
+
+    def __init__(self, folder: Path, budget_mb: float) -> None:
+        self.folder, self.budget_mb = folder, budget_mb
+        self._ours: set[str] = set()
+
+    def has(self, key: str) -> bool:
+        """Tell whether every chunk of an entry has its digest."""
+        try:
+            digests = (self.folder / key / "digests").read_bytes()
+        except OSError:
+            return False
+        return bool(digests) and all(any(digests[i : i + _DIGEST]) for i in range(0, len(digests), _DIGEST))
+
+    def room_mb(self) -> float:
+        """Tell how many MB may be added: of the budget, and of the disk, if everything unused is removed."""
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free / 1e6 - _SPARE_MB
+        sizes = self._sizes()
+        ours = sum(mb for key, mb in sizes.items() if key in self._ours)
+        return max(0.0, min(self.budget_mb - ours, free + sum(sizes.values()) - ours))
+
+    def entry(self, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk: int) -> KeptFolder:
+        """Open or begin an entry.
+
+        Args:
+            chunk: rows that are written at a time.
+
+        Raises:
+            StorageError: the disk is full or cannot be written.
+        """
+        self._ours.add(key)
+        self._make_room(float(np.prod(shape)) * dtype.itemsize / 1e6, key)
+        with storage_errors(self.folder):
+            (self.folder / key).mkdir(parents=True, mode=0o700, exist_ok=True)
+            os.utime(self.folder / key)
+            return KeptFolder(self.folder / key, shape, dtype, chunk)
+
+    def _sizes(self) -> dict[str, float]:
+        sizes = {}
+        for entry in self.folder.glob("*/numbers"):
+            with contextlib.suppress(OSError):  # another run removes entries too
+                sizes[entry.parent.name] = entry.stat().st_blocks * 512 / 1e6
+        return sizes
+
+    def _make_room(self, mb: float, key: str) -> None:
+        sizes = self._sizes()
+        total = sum(sizes.values()) - sizes.get(key, 0.0) + mb
+        ages = []
+        for name in sizes.keys() - self._ours:
+            with contextlib.suppress(OSError):
+                ages.append(((self.folder / name).stat().st_mtime, name))
+        for _, name in sorted(ages):
+            if total <= self.budget_mb:
+                break
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # whoever has it open keeps it until he closes it
+            total -= sizes[name]
 
 
-def _download(url: str, path: Path) -> None:
-    try:
-        with (
-            contextlib.closing(urllib.request.urlopen(url, timeout=_TIMEOUT_S)) as answer,  # noqa: S310 - host is ours
-            path.open("wb") as stream,
-        ):
-            shutil.copyfileobj(answer, stream, 1 << 20)
-            wanted = answer.headers.get("Content-Length")
-        if wanted is not None and path.stat().st_size != int(wanted):
-            raise OSError("the connection ended early")
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"'{path.name}' could not be downloaded ({_short(error)}). Without a connection, bring the file and add "
-            f"it: medtl weights add FILE --backbone NAME; a mirror goes into {HOST_VARIABLE}."
-        ) from error
+class KeptFolder:
+    """One entry of :class:`FolderActivations`."""
 
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunk: int) -> None:
+        self.folder, self.chunk = folder, chunk
+        self._row = int(np.prod(shape[1:])) * dtype.itemsize
+        self._rows = shape[0]
+        self._numbers = os.open(folder / "numbers", os.O_RDWR | os.O_CREAT, 0o600)
+        self._digests = os.open(folder / "digests", os.O_RDWR | os.O_CREAT, 0o600)
+        os.ftruncate(self._numbers, self._rows * self._row)
+        os.ftruncate(self._digests, -(-self._rows // chunk) * _DIGEST)
+        self.array: AnyArray = np.memmap(folder / "numbers", dtype, "r", shape=shape)
 
-def _short(error: Exception) -> str:
-    return str(getattr(error, "reason", "") or error or type(error).__name__)[:120]
+    def missing(self) -> list[int]:
+        """Give the numbers of the chunks that are not there, or not as they were written; reads everything once."""
+        found = []
+        for number in range(-(-self._rows // self.chunk)):
+            rows = self.array[number * self.chunk : (number + 1) * self.chunk]
+            written = os.pread(self._digests, _DIGEST, number * _DIGEST)
+            if not any(written) or sha256(rows.data).digest() != written:
+                found.append(number)
+        return found
+
+    def write(self, chunk: int, data: AnyArray) -> None:
+        """Keep a chunk.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        with storage_errors(self.folder):
+            place = chunk * self.chunk * self._row
+            done = 0
+            while done < len(raw):
+                done += os.pwrite(self._numbers, raw[done:], place + done)
+            os.pwrite(self._digests, sha256(raw).digest(), chunk * _DIGEST)
+
+    def __del__(self) -> None:
+        for handle in (getattr(self, "_numbers", None), getattr(self, "_digests", None)):
+            if handle is not None:
+                os.close(handle)

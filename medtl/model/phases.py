@@ -1,8 +1,9 @@
 """Who learns in a phase, how fast, and the proof that nobody else moved. Pure but for the network it is given.
 
-Parameter groups are keyed by the stage a parameter lies in, so every parameter is in exactly one group. A frozen stage
-is in evaluation mode for the whole phase (its BatchNorm statistics stand still), runs without gradients, and its
-parameters and buffers have the same digest before and after.
+Parameter groups are keyed by the stage a parameter lies in and carry the names of their parameters, so every parameter
+is in exactly one group, and an optimiser's state that is read back is matched by name. A frozen stage is in evaluation
+mode for the whole phase (its BatchNorm statistics stand still), runs without gradients, and its parameters and buffers
+have the same digest before and after.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from hashlib import sha256
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medtl.config import PhaseConfig
-from medtl.errors import ConfigError
+from medtl.errors import ConfigError, ModelError
 from medtl.model.surgery import HEAD, StagedNetwork
 
-_WARMUP = 0.1  # share of a phase's steps
+_MOMENTUM = 0.9
+Norms = nn.modules.batchnorm._BatchNorm
 
 
 def unfrozen_stages(phase: PhaseConfig, stages: Sequence[str]) -> tuple[str, ...]:
@@ -51,6 +53,11 @@ def unfrozen_stages(phase: PhaseConfig, stages: Sequence[str]) -> tuple[str, ...
     return names[first:]
 
 
+def frozen_count(phase: PhaseConfig, stages: Sequence[str]) -> int:
+    """Count the stages from the stem up that a phase leaves alone: its freeze boundary."""
+    return len(stages) - len(unfrozen_stages(phase, stages))
+
+
 def learning_rates(phase: PhaseConfig, stages: Sequence[str]) -> dict[str, float]:
     """Give each unfrozen stage its peak learning rate: the head's, falling by ``decay`` per stage below it."""
     learning = unfrozen_stages(phase, stages)
@@ -60,14 +67,52 @@ def learning_rates(phase: PhaseConfig, stages: Sequence[str]) -> dict[str, float
 def parameter_groups(network: StagedNetwork, phase: PhaseConfig) -> list[dict[str, Any]]:
     """Make the optimiser's groups, two a stage; biases and norm weights take no weight decay."""
     groups = []
-    for name, rate in learning_rates(phase, network.stage_names).items():
-        parameters = [p for p in network.stages[name].parameters() if p.requires_grad]
+    for stage, rate in learning_rates(phase, network.stage_names).items():
+        learning = [(name, p) for name, p in network.stages[stage].named_parameters() if p.requires_grad]
         for decayed in (True, False):
-            chosen = [p for p in parameters if (p.ndim > 1) == decayed]
+            chosen = [(name, p) for name, p in learning if (p.ndim > 1) == decayed]
             if chosen:
-                decay = phase.weight_decay if decayed else 0.0
-                groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay, "stage": name})
+                groups.append(
+                    {
+                        "params": [p for _, p in chosen],
+                        "names": [f"{stage}.{name}" for name, _ in chosen],
+                        "lr": rate,
+                        "peak": rate,
+                        "weight_decay": phase.weight_decay if decayed else 0.0,
+                        "stage": stage,
+                    }
+                )
     return groups
+
+
+def make_optimiser(network: StagedNetwork, phase: PhaseConfig) -> torch.optim.Optimizer:
+    """Make a phase's optimiser over what learns in it, and over nothing else.
+
+    Raises:
+        ModelError: a parameter that learns is in no group, or in two.
+    """
+    groups = parameter_groups(network, phase)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    learning = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+    if len(grouped) != len(set(grouped)) or set(grouped) != learning:
+        raise ModelError(
+            f"Phase '{phase.name}': a parameter that should learn is in no group of the optimiser, or in two."
+        )
+    if phase.optimiser == "sgd":
+        return torch.optim.SGD(groups, momentum=_MOMENTUM)
+    return torch.optim.AdamW(groups)
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's state, after making sure that its groups hold the same parameters.
+
+    Raises:
+        ModelError: they do not: the state belongs to another network or phase.
+    """
+    here = [group["names"] for group in optimiser.param_groups]
+    if here != [list(group["names"]) for group in state["param_groups"]]:
+        raise ModelError("The saved optimiser belongs to other parameters. Delete the workspace's 'unfinished' folder.")
+    optimiser.load_state_dict(state)
 
 
 def set_learning(network: StagedNetwork, phase: PhaseConfig) -> int:
@@ -78,36 +123,61 @@ def set_learning(network: StagedNetwork, phase: PhaseConfig) -> int:
         stage.requires_grad_(name in learning)
         if name in learning and phase.batchnorm == "frozen":
             for module in stage.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, Norms):
                     module.eval().requires_grad_(False)
     return len(network.stage_names) - len(learning)
 
 
-def frozen_digest(network: StagedNetwork, phase: PhaseConfig) -> str:
-    """Give the sha256 over names and bytes of all parameters and buffers that the phase must not move."""
+def frozen_state(network: StagedNetwork, phase: PhaseConfig) -> dict[str, Tensor]:
+    """Give all parameters and buffers that the phase must not move, by name."""
     learning = set(unfrozen_stages(phase, network.stage_names))
-    digest = sha256()
+    still: dict[str, Tensor] = {}
     for name, stage in network.stages.items():
-        still = {} if name in learning else stage.state_dict()
-        if name in learning and phase.batchnorm == "frozen":
-            still = {
-                f"{path}.{key}": value
+        if name not in learning:
+            still |= {f"{name}.{key}": value for key, value in stage.state_dict().items()}
+        elif phase.batchnorm == "frozen":
+            still |= {
+                f"{name}.{path}.{key}": value
                 for path, module in stage.named_modules()
-                if isinstance(module, nn.modules.batchnorm._BatchNorm)
+                if isinstance(module, Norms)
                 for key, value in module.state_dict().items()
             }
-        for key, value in still.items():
-            digest.update(f"{name}.{key}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return still
+
+
+def learning_state(network: StagedNetwork, phase: PhaseConfig) -> dict[str, Tensor]:
+    """Copy what a phase may move: the whole state of its unfrozen stages, by the network's own names."""
+    learning = unfrozen_stages(phase, network.stage_names)
+    return {
+        f"stages.{name}.{key}": value.detach().cpu().clone()
+        for name in learning
+        for key, value in network.stages[name].state_dict().items()
+    }
+
+
+def frozen_digest(network: StagedNetwork, phase: PhaseConfig) -> str:
+    """Give the sha256 over names and bytes of all parameters and buffers that the phase must not move."""
+    return state_digest(frozen_state(network, phase))
+
+
+def state_digest(state: dict[str, Tensor]) -> str:
+    """Give the sha256 over names, shapes and bytes of tensors, in their order."""
+    digest = sha256()
+    for key, value in state.items():
+        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def schedule(step: int, steps: int) -> float:
-    """Give the factor on the peak learning rate: linear warm-up over a tenth of the steps, then cosine to zero.
+def rate_factor(phase: PhaseConfig, step: int, steps: int) -> float:
+    """Give the factor on the peak learning rate: linear warm-up, then the phase's schedule down to zero.
 
-    Source: Loshchilov and Hutter, SGDR, ICLR 2017.
+    Source: Loshchilov and Hutter, SGDR, ICLR 2017 (cosine).
     """
-    warm = max(1, int(steps * _WARMUP))
+    warm = max(1, int(steps * phase.warmup))
     if step < warm:
         return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    if phase.schedule == "constant":
+        return 1.0
+    gone = (step - warm) / max(1, steps - warm)
+    return 0.5 * (1 + math.cos(math.pi * gone)) if phase.schedule == "cosine" else 1 - gone

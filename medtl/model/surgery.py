@@ -1,11 +1,14 @@
 """Cut a network into its stages, give it a new head, fit its stem to the image.
 
 A :class:`StagedNetwork` is a plain chain: stem, stages, head. That is what lets a frozen prefix run without gradients,
-in evaluation mode, and be computed once. Weights are loaded into the source network's own names before it is cut.
+in evaluation mode, and be computed once. Weights are loaded into the source network's own names before it is cut; a
+flat network's are inflated to a volume's before that.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -21,11 +24,11 @@ HEAD = "head"
 
 
 class Pool(nn.Module):
-    """Average over space: (n, c, h, w) to (n, c)."""
+    """Average over space: (n, c, h, w) or (n, c, d, h, w) to (n, c)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the mean of each channel."""
-        return x.mean((-2, -1))
+        return x.mean(tuple(range(2, x.ndim)))
 
 
 class ClassToken(nn.Module):
@@ -54,6 +57,27 @@ class VitStem(nn.Module):
         return embedded
 
 
+class PaddedShortcut(nn.Module):
+    """Thin an image out and fill missing channels with zeros: shortcut A.
+
+    MONAI's own cuts the gradient of what passes through it, and holds on to the whole source network.
+
+    Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, option A.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take every ``stride``-th value along each axis of space: (n, c, ...) to (n, channels, ...)."""
+        every = slice(None, None, self.stride)
+        thinned = x[(slice(None), slice(None), *[every] * (x.ndim - 2))]
+        missing = self.channels - x.shape[1]
+        return nn.functional.pad(thinned, (0, 0) * (x.ndim - 2) + (0, missing))
+
+
 OPERATIONS: Mapping[str, Any] = {
     "<relu>": lambda _: nn.ReLU(inplace=False),
     "<pool>": lambda _: Pool(),
@@ -70,40 +94,89 @@ class StagedNetwork(nn.Module):
         stages: name to module, in order; the head is last.
         mean: subtracted from the input, which is in 0 to 1; one value per channel.
         std: divided by.
+        dimensions: of space: 2 for images, 3 for volumes.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, stages: Mapping[str, nn.Module], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, stages: Mapping[str, nn.Module], mean: tuple[float, ...], std: tuple[float, ...], dimensions: int = 2
+    ) -> None:
         super().__init__()
         self.stages = nn.ModuleDict(stages)
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.dimensions = dimensions
+        shape = (1, -1, *(1,) * dimensions)
+        self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(shape), persistent=False)
 
     @property
     def stage_names(self) -> tuple[str, ...]:
         """Names from stem to head."""
         return tuple(self.stages)
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How its weights and inputs lie in memory where convolutions are fastest."""
+        return torch.channels_last if self.dimensions == 2 else torch.channels_last_3d
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Bring images in 0 to 1 to the mean and deviation of what the backbone was trained on."""
+        return (images - self.mean) / self.std
+
+    def run(self, x: Tensor, start: int, stop: int | None = None) -> Tensor:
+        """Apply the stages ``start`` to ``stop - 1`` one after the other; without ``stop``, up to the head's logits.
+
+        Args:
+            x: what stage ``start`` takes: normalised images where it is 0, else what the stage before handed on.
+            start: number of the first stage; the stem is 0.
+            stop: number of the stage that is no longer applied.
+        """
+        for stage in list(self.stages.values())[start:stop]:
+            x = stage(x)
+        return x
+
     def forward(self, images: Tensor, frozen: int = 0) -> Tensor:
         """Give logits.
 
         Args:
-            images: (n, channels, rows, columns), 0 to 1.
+            images: (n, channels, rows, columns) or (n, channels, slices, rows, columns), 0 to 1.
             frozen: how many stages from the stem on are frozen; they run without gradients.
 
         Returns:
             (n, classes).
         """
-        x = (images - self.mean) / self.std
-        for number, stage in enumerate(self.stages.values()):
-            if number < frozen:
-                with torch.no_grad():
-                    x = stage(x)
-            else:
-                x = stage(x)
-        return x
+        x = self.normalise(images)
+        if frozen == 0:
+            return self.run(x, 0)
+        with torch.no_grad():
+            x = self.run(x, 0, frozen)
+        return self.run(x, frozen)
+
+
+def boundary_shapes(network: StagedNetwork, size: int | tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Find the shape that each stage but the head hands on for one image, without the batch.
+
+    One image of zeros goes through in evaluation mode; every module's mode is put back.
+
+    Args:
+        network: any staged network.
+        size: of the image along every axis of space, or one number for all.
+    """
+    space = (size,) * network.dimensions if isinstance(size, int) else size
+    modes = {module: module.training for module in network.modules()}
+    shapes = []
+    network.eval()
+    try:
+        with torch.no_grad():
+            x = network.normalise(network.mean.new_zeros((1, network.mean.shape[1], *space)))
+            for number in range(len(network.stages) - 1):
+                x = network.run(x, number, number + 1)
+                shapes.append(tuple(x.shape[1:]))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return tuple(shapes)
 
 
 def source_network(name: str, size: int) -> nn.Module:
@@ -114,26 +187,26 @@ def source_network(name: str, size: int) -> nn.Module:
         size: rows of the input; a vision transformer's positions depend on it.
 
     Raises:
-        ConfigError: no such backbone (the nearest is named), or a size it cannot take.
+        ConfigError: no such backbone, or a size it cannot take (the nearest is named).
     """
     row = backbone(name)
+    _check_size(name, row, size)
     options = dict(row.options)
     network: nn.Module
     if row.library == "torchvision":
         import torchvision
 
-        if name.startswith("vit"):
-            if size % 16:
-                raise ConfigError(f"'{name}' takes sizes that are multiples of 16, not {size} (dataset.plan.size).")
+        if row.builder.startswith("vit_"):
             options["image_size"] = size
+        elif row.builder.startswith("maxvit_"):
+            options["input_size"] = (size, size)
         network = getattr(torchvision.models, row.builder)(weights=None, **options)
         return network
     from monai.networks import nets
 
-    if row.builder == "ResNet":
-        network = nets.ResNet(**options, n_input_channels=3, num_classes=2)
-    else:
-        network = getattr(nets, row.builder)(**options, in_channels=3, out_channels=2)
+    channels, classes = _MONAI_ARGUMENTS[row.builder]
+    network = getattr(nets, row.builder)(**options, **{channels: len(row.mean), classes: 2})
+    _replace_partial_shortcuts(network)
     return network
 
 
@@ -143,8 +216,6 @@ def backbone(name: str) -> Backbone:
     Raises:
         ConfigError: no such row; the nearest one is named.
     """
-    import difflib
-
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "`medtl backbones` lists them."
@@ -168,25 +239,51 @@ def cut(source: nn.Module, name: str, channels: int, classes: int, dropout: floa
     for stage, paths in row.stages:
         modules = [OPERATIONS[p](source) if p.startswith("<") else source.get_submodule(p) for p in paths]
         stages[stage] = nn.Sequential(*modules)
+    _fit_stem(stages[row.stages[0][0]], channels)
     mean, std = row.mean, row.std
-    if channels != 3:
-        _fit_stem(stages, channels)
-        mean, std = (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels  # type: ignore[assignment]
+    if channels != len(mean):
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
     head = nn.Linear(row.features, classes)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
     stages[HEAD] = nn.Sequential(nn.Dropout(dropout), head)
     for module in stages.values():
         _not_in_place(module)
-    return StagedNetwork(stages, mean, std)
+    return StagedNetwork(stages, mean, std, row.dimensions)
 
 
-def interpolate_positions(state: dict[str, Tensor], size: int, patch: int = 16) -> dict[str, Tensor]:
-    """Resize a vision transformer's position embeddings to another image size (bicubic)."""
-    key = "encoder.pos_embedding"
-    if key not in state:
+def inflate(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inflate a flat network's kernels to a volume's: repeated along depth and divided by the depth.
+
+    A volume that is the same in every slice then gives, away from its first and last slices, what the flat network
+    gives for the slice. What has no fitting counterpart in ``like`` stays as it is.
+
+    Args:
+        state: names to tensors; kernels (out, in, rows, columns).
+        like: the volume network's own; kernels (out, in, slices, rows, columns).
+
+    Source: Carreira and Zisserman, Quo Vadis, Action Recognition?, CVPR 2017, section 2.4.1.
+    """
+    return {key: _inflated(value, like[key]) if key in like else value for key, value in state.items()}
+
+
+def _inflated(kernel: Tensor, like: Tensor) -> Tensor:
+    flat = (*like.shape[:2], *like.shape[3:])
+    if kernel.ndim != 4 or like.ndim != 5 or tuple(kernel.shape) != flat:
+        return kernel
+    depth = like.shape[2]
+    return kernel.unsqueeze(2).repeat(1, 1, depth, 1, 1) / depth
+
+
+def interpolate_positions(state: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    """Resize a vision transformer's position embeddings to another image size (bicubic).
+
+    Source: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, section 3.2.
+    """
+    key, patches = "encoder.pos_embedding", "conv_proj.weight"
+    if key not in state or patches not in state:
         return state
-    old, side = state[key], size // patch
+    old, side = state[key], size // state[patches].shape[-1]
     tokens = old.shape[1] - 1
     before = math.isqrt(tokens)
     if before * before != tokens or before == side:
@@ -205,25 +302,64 @@ def trunk_keys(source: nn.Module, name: str) -> tuple[str, ...]:
     return tuple(key for key in source.state_dict() if pattern.match(key) and not key.endswith("num_batches_tracked"))
 
 
-def _fit_stem(stages: Mapping[str, nn.Module], channels: int) -> None:
-    stem = next(iter(stages.values()))
-    for parent in stem.modules():
-        for child_name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d) and child.in_channels == 3:
-                fitted = nn.Conv2d(
-                    channels,
-                    child.out_channels,
-                    child.kernel_size,  # type: ignore[arg-type]
-                    child.stride,  # type: ignore[arg-type]
-                    child.padding,  # type: ignore[arg-type]
-                    bias=child.bias is not None,
-                )
-                with torch.no_grad():
-                    fitted.weight.copy_(child.weight.sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels)
-                    if child.bias is not None and fitted.bias is not None:
-                        fitted.bias.copy_(child.bias)
-                setattr(parent, child_name, fitted)
-                return
+# What MONAI's builders call the channels of the input and the number of classes.
+_MONAI_ARGUMENTS: Mapping[str, tuple[str, str]] = {
+    "ResNet": ("n_input_channels", "num_classes"),
+    "DenseNet121": ("in_channels", "out_channels"),
+    "SEResNet50": ("in_channels", "num_classes"),
+    "EfficientNetBN": ("in_channels", "num_classes"),
+}
+
+
+def _check_size(name: str, row: Backbone, size: int) -> None:
+    if size >= row.min_size and size % row.multiple == 0:
+        return
+    nearest = max(row.min_size, int(size / row.multiple + 0.5) * row.multiple)
+    rule = f"multiples of {row.multiple}" if row.multiple > 1 else f"sizes of {row.min_size} or more"
+    raise ConfigError(f"'{name}' takes {rule}, not {size}; the nearest is {nearest} (dataset.plan.size).")
+
+
+def _replace_partial_shortcuts(network: nn.Module) -> None:
+    for block in list(network.modules()):
+        shortcut = getattr(block, "downsample", None)
+        if isinstance(shortcut, functools.partial):
+            block.downsample = PaddedShortcut(shortcut.keywords["planes"], shortcut.keywords["stride"])
+
+
+def _fit_stem(stem: nn.Module, channels: int) -> None:
+    """Give the first convolution of the stem ``channels`` inputs, unless it has so many."""
+    for path, module in stem.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            if module.in_channels != channels:
+                parent, _, own = path.rpartition(".")
+                setattr(stem.get_submodule(parent), own, _with_channels(module, channels))
+            return
+
+
+def _with_channels(conv: nn.Conv2d | nn.Conv3d, channels: int) -> nn.Module:
+    """Copy a convolution for another number of input channels, each of which gets its share of the summed filters."""
+    if channels % conv.groups:
+        raise ConfigError(
+            f"The stem's {conv.groups} groups of channels cannot share {channels} (dataset.plan.channels)."
+        )
+    fitted = type(conv)(
+        channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        conv.groups,
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+    )
+    each = channels // conv.groups
+    with torch.no_grad():
+        summed = conv.weight.sum(1, keepdim=True)
+        fitted.weight.copy_(summed.repeat(1, each, *(1,) * (summed.ndim - 2)) / each)
+        if conv.bias is not None and fitted.bias is not None:
+            fitted.bias.copy_(conv.bias)
+    return fitted
 
 
 def _not_in_place(module: nn.Module) -> None:

@@ -143,7 +143,7 @@ def _names(names: tuple[str, ...]) -> str:
 def phase_table(checkpoint: Checkpoint) -> Table:
     """Tabulate the phases of unfreezing and the proof that frozen layers stayed as they were."""
     head = ("Phase", "Trained", "Frozen", "Trainable", "Peak rates", "Best epoch", "Val. loss", "Val. AUROC",
-            "Frozen layers", "Kept")  # fmt: skip
+            "Frozen layers", "Kept", "Why")  # fmt: skip
     rows = tuple(
         (
             phase.name,
@@ -151,11 +151,12 @@ def phase_table(checkpoint: Checkpoint) -> Table:
             ", ".join(phase.frozen) or "nothing",
             _share(phase.trainable_parameters, phase.trainable_parameters + phase.frozen_parameters),
             ", ".join(f"{stage} {rate:.2g}" for stage, rate in phase.learning_rates.items()),
-            str(phase.best_epoch),
+            f"{phase.best_epoch} of {phase.epochs}" if phase.head == "gradient" else f"solved: {phase.head}",
             number(phase.val_loss),
             number(phase.val_auroc),
             _untouched(phase.frozen_digest_before, phase.frozen_digest_after) if phase.frozen else "none frozen",
             "✓ kept" if phase.kept else DASH,
+            phase.reason or DASH,
         )
         for phase in checkpoint.phases
     )

@@ -121,4 +121,4 @@ def test_a_slip_in_any_key_names_the_key_that_was_meant(path: tuple[Any, ...], n
 def test_a_config_is_frozen_all_the_way_down() -> None:
     config = parse_config({"name": "a"})
     with pytest.raises(ValidationError, match="frozen"):
-        config.model.phases[0].epochs = 2  # type: ignore[misc]
+        config.model.schedule[0].epochs = 2  # type: ignore[misc]

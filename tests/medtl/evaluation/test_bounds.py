@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from medtl.evaluation.bounds import Counts, RestsOn, least_of_a_perfect, least_share
+from medtl.evaluation.bounds import Basis, Counts, RestsOn, evenness, least_of_a_perfect, least_share
 from medtl.evaluation.metrics import auroc, average_precision
 
 
@@ -57,3 +57,25 @@ def test_a_patient_with_images_of_two_kinds_counts_in_both() -> None:
     assert (found.diseased, found.healthy, found.called, found.cleared, found.all) == (2, 1, 2, 1, 2)
     assert found.odds == pytest.approx(1 / 3)
     assert [found.needed(kind) for kind in ("all", "diseased", "called")] == [2, 1, 1]
+
+
+def test_patients_with_equally_many_studies_count_fully_and_one_with_most_hardly() -> None:
+    assert evenness(["a", "b", "c"] * 4) == pytest.approx(1)
+    assert evenness(["a"] * 98 + ["b", "c"]) == pytest.approx(100**2 / (3 * (98**2 + 2)))
+    assert evenness([]) == 1
+
+
+def test_the_least_even_kind_of_studies_decides() -> None:
+    people = ["a", "b", "c", "d", "d", "d", "e", "f"]
+    truth = np.array([1.0, 1, 1, 0, 0, 0, 0, 0])
+    found = Counts.of(people, truth, truth)
+    assert found.evenness == pytest.approx(5**2 / (3 * (9 + 1 + 1)))
+    assert found.basis("diseased", 0.95) == Basis(3, least_share(3, 0.95), found.evenness)
+
+
+@pytest.mark.parametrize("patients", [2, 15, 400])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_even_patients_have_one_vote_each_and_uneven_ones_less(patients: int, level: float) -> None:
+    assert Basis(patients, least_share(patients, level)).votes(level) == pytest.approx(patients)
+    assert Basis(patients, least_share(patients, level), 0.5).votes(level) == pytest.approx(patients / 2)
+    assert Basis(patients, 0.0).votes(level) == 0

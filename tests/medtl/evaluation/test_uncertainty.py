@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
 
-from medtl.evaluation.metrics import auroc
-from medtl.evaluation.uncertainty import difference_of, drawn, estimate, mean_of, score_of
+from medtl.evaluation.bounds import Basis, Counts
+from medtl.evaluation.metrics import METRICS
+from medtl.evaluation.uncertainty import Estimate, difference_of, drawn, estimate, left_out, mean_of, score_of
 
 Weights = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -62,112 +66,259 @@ def test_few_at_a_time_are_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> No
 def test_nobody_to_draw_from_is_refused() -> None:
     with pytest.raises(ValueError, match="no patients"):
         next(drawn([], [], 10, 0))
+    with pytest.raises(ValueError, match="no patients"):
+        next(left_out([], []))
 
 
-def _width(patients: list[str], truth: np.ndarray, score: np.ndarray) -> float:
-    draws = auroc(truth, score, weights_of(patients, 500, 0))
-    interval = score_of("auroc", "x", estimate(0.8, draws, 0.95, 20, 0.9), 0.95, patients)
-    assert interval.low is not None and interval.high is not None
-    return interval.high - interval.low
+def test_each_patient_is_left_out_once_with_all_images() -> None:
+    (weights,) = left_out(["s-0", "s-1", "s-2", "s-3"], ["a", "b", "a", "c"])
+    assert weights.tolist() == [[0, 1, 0, 1], [1, 0, 1, 1], [1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("chunk", [1_000_000, 7000])
+def test_many_patients_are_left_out_in_groups(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtl.evaluation.uncertainty._CHUNK", chunk)
+    ids, people = [f"s-{i:04d}" for i in range(2400)], [f"p-{i // 2}" for i in range(2400)]
+    weights = np.concatenate(list(left_out(ids, people)))
+    assert weights.shape == (500, 2400)
+    assert np.array_equal((1 - weights).sum(0), np.ones(2400))  # everybody once
+    assert set((1 - weights).sum(1)) == {4, 6}  # two or three patients of two images
+    assert np.array_equal(weights[:, ::2], weights[:, 1::2])
+
+
+def measured(
+    name: str, truth: Weights, score: Weights, people: list[str], resamples: int = 300, seed: int = 0
+) -> Estimate:
+    """Ask as an evaluation does."""
+    ids = [f"s-{number:04d}" for number in range(len(people))]
+    basis = Counts.of(people, truth, (score >= 0.5).astype(np.float64)).basis(METRICS[name].rests_on, 0.95)
+    used = (score >= 0.5).astype(np.float64) if METRICS[name].needs == "decisions" else score
+    draws, without, (value,) = (
+        np.concatenate([METRICS[name].function(truth, used, some) for some in weights])
+        for weights in (drawn(ids, people, resamples, seed), left_out(ids, people), [np.ones((1, len(people)))])
+    )
+    return estimate(float(value), draws, without, 0.95, basis)
+
+
+def limits(found: Estimate, level: float = 0.95, lowest: float = 0.0) -> tuple[float, float]:
+    score = score_of("auroc", "x", found, level, ["a"], lowest)
+    assert score.low is not None and score.high is not None
+    return score.low, score.high
+
+
+def spread(value: float, error: float, patients: int, least: float = 0.0) -> Estimate:
+    """Give an estimate whose draws and leaving out both say this standard error."""
+    signs = np.resize([-1.0, 1.0], patients)
+    without = value + signs * error / np.sqrt(patients - 1)
+    return estimate(value, value + np.resize([-1.0, 1.0], 100) * error, without, 0.95, Basis(patients, least))
+
+
+def parts(patients: int, images: int, seed: int, distance: float = 1.5) -> tuple[Weights, Weights, list[str]]:
+    """Simulate patients of either kind in turn whose images share half of their variance; probabilities."""
+    rng = np.random.default_rng(seed)
+    truth = np.repeat(np.arange(patients) % 2, images) * 1.0
+    own = np.repeat(rng.normal(size=patients), images)
+    score = np.sqrt(0.5) * (own + rng.normal(size=patients * images)) + distance * (truth - 0.5)
+    return truth, 1 / (1 + np.exp(-score)), [f"p-{i // images:03d}" for i in range(patients * images)]
 
 
 def test_clustering_by_patient_widens_the_interval() -> None:
-    rng = np.random.default_rng(0)
-    truth = np.repeat(np.arange(40) % 2, 10) * 1.0  # forty patients, ten nearly equal images each
-    score = np.repeat(rng.normal(size=40), 10) + truth
-    images = [f"i-{i}" for i in range(400)]
-    patients = [f"p-{i // 10}" for i in range(400)]
-    assert _width(patients, truth, score) > 2 * _width(images, truth, score)
+    truth, score, people = parts(40, 10, 0)
+    apart = limits(measured("auroc", truth, score, [f"i-{i:03d}" for i in range(400)]))
+    together = limits(measured("auroc", truth, score, people))
+    assert together[1] - together[0] > 1.7 * (apart[1] - apart[0])
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    true_auroc = 0.760249938906524  # of two normal distributions one standard deviation apart
-    rng = np.random.default_rng(1)
-    covered = 0
-    for trial in range(200):
-        truth = np.repeat(np.arange(60) % 2, 2) * 1.0
-        person = np.repeat(rng.normal(size=60), 2)
-        score = np.sqrt(0.5) * (person + rng.normal(size=120)) + truth
-        patients = [f"p-{i // 2}" for i in range(120)]
-        draws = auroc(truth, score, weights_of(patients, 300, trial))
-        interval = score_of("auroc", "x", estimate(0.5, draws, 0.95, 30, 0.884), 0.95, patients)
-        assert interval.low is not None and interval.high is not None
-        covered += interval.low <= true_auroc <= interval.high
-    assert 0.89 <= covered / 200 <= 0.99
+@pytest.mark.parametrize("name", METRICS)
+@given(seed=st.integers(0, 999), patients=st.integers(4, 30), images=st.sampled_from([1, 4]), distance=st.floats(0, 6))
+def test_the_interval_holds_its_value_on_its_scale_and_grows_with_the_level(
+    name: str, seed: int, patients: int, images: int, distance: float
+) -> None:
+    found = measured(name, *parts(patients, images, seed, distance), resamples=100)
+    if found.problem:
+        return
+    narrow, wide = limits(found, 0.8), limits(found, 0.95)
+    assert 0 <= wide[0] <= narrow[0] <= found.value <= narrow[1] <= wide[1] <= 1
+    assert wide[0] < wide[1]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_fewer_patients_make_a_wider_interval_however_many_images_they_have(name: str) -> None:
+    widths = []
+    for patients, images in ((80, 5), (20, 20), (8, 50)):
+        both = [limits(measured(name, *parts(patients, images, seed))) for seed in range(4)]
+        widths.append(np.mean([high - low for low, high in both]))
+    assert widths[0] < widths[1] < widths[2]
+
+
+def test_the_names_of_patients_do_not_move_the_interval() -> None:
+    truth, score, people = parts(12, 5, 3)
+    renamed = [f"q-{int(name[2:]) * 7 % 12:02d}" for name in people]
+    assert limits(measured("auroc", truth, score, people)) == limits(measured("auroc", truth, score, renamed))
+
+
+@pytest.mark.parametrize("name, true_value", [("auroc", 0.8555778168), ("sensitivity", 0.7733726476)])
+@pytest.mark.parametrize("patients", [16, 40])
+def test_few_patients_with_many_images_are_covered_where_percentiles_fail(
+    name: str, true_value: float, patients: int
+) -> None:
+    alone, covered = 0, 0
+    for seed in range(150):
+        found = measured(name, *parts(patients, 10, seed), seed=seed, resamples=200)
+        low, high = limits(found)
+        covered += low <= true_value <= high
+        alone += bool(np.quantile(found.draws, 0.025) <= true_value <= np.quantile(found.draws, 0.975))
+    assert covered / 150 >= 0.92 and covered > alone + 3
 
 
 def test_a_nearly_perfect_model_on_few_patients_is_covered_where_the_drawing_alone_fails() -> None:
     true_auroc = 0.9933330752  # of two normal distributions 3.5 standard deviations apart
-    rng = np.random.default_rng(1)
-    truth, people = np.arange(16) % 2 * 1.0, [f"p-{i}" for i in range(16)]
     alone = covered = 0
-    for trial in range(100):
-        score = rng.normal(size=16) + 3.5 * truth
-        draws = auroc(truth, score, weights_of(people, 200, trial))
-        alone += bool(np.quantile(draws, 0.025) <= true_auroc <= np.quantile(draws, 0.975))
-        value = float(auroc(truth, score, np.ones((1, 16)))[0])
-        interval = score_of("auroc", "x", estimate(value, draws, 0.95, 8, 0.025 ** (1 / 8)), 0.95, people)
-        assert interval.low is not None and interval.high is not None
-        covered += interval.low <= true_auroc <= interval.high
+    for seed in range(100):
+        found = measured("auroc", *parts(16, 1, seed, 3.5), resamples=200, seed=seed)
+        alone += bool(np.quantile(found.draws, 0.025) <= true_auroc <= np.quantile(found.draws, 0.975))
+        low, high = limits(found)
+        covered += low <= true_auroc <= high
     assert alone < 50 and covered >= 95
 
 
+def test_the_interval_is_students_on_the_log_odds() -> None:
+    low, high = limits(spread(0.9, 0.02, 11))
+    reach = 2.2281388520 * 0.02 * np.sqrt(11 / 10) / (0.9 * 0.1)  # of ten degrees of freedom
+    assert [np.log(x / (1 - x)) - np.log(9) for x in (low, high)] == pytest.approx([-reach, reach], rel=1e-6)
+
+
+def test_a_spread_that_one_patient_carries_has_hardly_a_degree_of_freedom() -> None:
+    even = spread(0.9, 0.02, 20)
+    without = np.full(20, 0.9)
+    without[0] += 0.02
+    lonely = Estimate(even.value, even.draws, without, even.needed)
+    assert limits(lonely)[0] < limits(even)[0] - 0.02
+
+
+def test_the_leaving_out_widens_what_the_drawing_makes_too_narrow() -> None:
+    even = spread(0.7, 0.02, 20)
+    further = Estimate(even.value, even.draws, 0.7 + 3 * (even.without - 0.7), even.needed)
+    assert limits(further)[0] < limits(even)[0] - 0.05
+    unknown = Estimate(even.value, even.draws, np.full(20, np.nan), even.needed)
+    assert limits(unknown) == pytest.approx(limits(even), abs=0.002)
+
+
+@pytest.mark.parametrize("found, patients", [(14, 15), (9, 12), (1, 30)])
+def test_patients_show_no_less_than_if_each_were_a_yes_or_no(found: int, patients: int) -> None:
+    exact = binomtest(found, patients).proportion_ci(0.95, method="exact")
+    wild = spread(found / patients, 0.4, patients, 0.025 ** (1 / patients))
+    assert limits(wild) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_a_value_that_draws_lie_above_reaches_further_down() -> None:
+    fair = spread(0.3, 0.02, 40)
+    biased = Estimate(0.3, fair.draws + 0.04, fair.without, fair.needed)
+    assert limits(biased)[1] == pytest.approx(limits(fair)[1])
+    assert limits(biased)[0] == pytest.approx(limits(fair)[0] - 0.04 / (np.sqrt(2) - 1))
+
+
 def test_a_value_that_is_unknown_is_none_with_a_note() -> None:
-    score = score_of("auroc", "x", estimate(np.nan, np.full(10, np.nan), 0.95, 2, 0.5), 0.95, ["a", "b"])
+    nothing = np.full(10, np.nan)
+    score = score_of("auroc", "x", estimate(np.nan, nothing, nothing, 0.95, Basis(2, 0.5)), 0.95, ["a", "b"])
     assert (score.value, score.low, score.high) == (None, None, None)
     assert "not estimable" in score.note
 
 
 def test_one_patient_of_a_kind_has_a_value_but_no_interval() -> None:
-    score = score_of("auroc", "x", estimate(0.8, np.full(10, 0.8), 0.95, 1, 0.5), 0.95, ["a", "b", "c"])
+    same = np.full(10, 0.8)
+    score = score_of("auroc", "x", estimate(0.8, same, same, 0.95, Basis(1, 0.5)), 0.95, ["a", "b", "c"])
     assert (score.value, score.low, score.high) == (0.8, None, None)
     assert "fewer than two patients" in score.note
 
 
 def test_too_many_empty_resamples_give_no_interval() -> None:
-    draws = np.concatenate([np.linspace(0.7, 0.9, 79), np.full(21, np.nan)])
-    score = score_of("auroc", "x", estimate(0.8, draws, 0.95, 2, 0.9), 0.95, ["a", "b", "c"])
+    draws, without = np.concatenate([np.linspace(0.7, 0.9, 79), np.full(21, np.nan)]), np.linspace(0.79, 0.81, 10)
+    score = score_of("auroc", "x", estimate(0.8, draws, without, 0.95, Basis(2, 0.1)), 0.95, ["a", "b", "c"])
     assert score.low is None and "resamples" in score.note
-    assert score_of("auroc", "x", estimate(0.8, draws[:-2], 0.95, 2, 0.9), 0.95, ["a"]).low == pytest.approx(0.705)
+    assert limits(estimate(0.8, draws[:-2], without, 0.95, Basis(2, 0.1)))[0] < 0.7
 
 
 def test_an_interval_the_patients_allow_is_left_alone() -> None:
-    found = estimate(0.8, np.linspace(0.7, 0.9, 100), 0.95, 50, 0.93)
+    found = spread(0.8, 0.05, 50, 0.93)
     assert (found.below, found.above, found.bounded) == (0, 0, "")
 
 
 @pytest.mark.parametrize("value, low, high", [(1.0, 0.6, 1.0), (0.0, 0.0, 0.4), (0.5, 0.3, 0.7)])
 def test_where_no_resample_differs_the_exact_bound_stands_in(value: float, low: float, high: float) -> None:
-    score = score_of("auroc", "x", estimate(value, np.full(10, value), 0.95, 5, 0.6), 0.95, ["a"] * 5)
+    same = np.full(10, value)
+    score = score_of("auroc", "x", estimate(value, same, same, 0.95, Basis(5, 0.6)), 0.95, ["a"] * 5)
     assert [score.low, score.high] == pytest.approx([low, high])
     assert "exact bound" in score.note
 
 
 def test_a_nearly_perfect_value_shows_no_more_than_a_perfect_one() -> None:
-    draws = np.concatenate([np.linspace(0.9, 1, 100), np.ones(5)])
-    found = score_of("auroc", "x", estimate(0.98, draws, 0.95, 5, 0.6), 0.95, ["a"] * 5)
-    assert found.low == pytest.approx(0.6) and found.high == 1
+    draws = np.concatenate([np.linspace(0.97, 1, 100), np.ones(5)])
+    found = estimate(0.985, draws, np.linspace(0.983, 0.987, 30), 0.95, Basis(30, 0.6))
+    assert limits(found) == pytest.approx((0.6, limits(found)[1])) and "exact bound" in found.bounded
 
 
-def test_errors_of_many_patients_are_left_to_the_drawing() -> None:
+def test_errors_of_many_patients_are_left_to_the_rule() -> None:
     draws = np.random.default_rng(0).normal(0.98, 0.004, 1000).clip(0, 0.999)
-    found = estimate(0.98, draws, 0.95, 15, 0.78)
+    found = estimate(0.98, draws, np.linspace(0.978, 0.982, 15), 0.95, Basis(15, 0.78))
     assert (found.below, found.above, found.bounded) == (0, 0, "")
 
 
+def perfect(patients: int, least: float) -> Estimate:
+    return estimate(1.0, np.ones(100), np.ones(patients), 0.95, Basis(patients, least))
+
+
 def test_a_mean_takes_over_what_its_parts_lack() -> None:
-    good = estimate(0.8, np.linspace(0.7, 0.9, 100), 0.95, 50, 0.95)
-    perfect = estimate(1.0, np.ones(100), 0.95, 50, 0.9)
-    mean = score_of("auroc", "macro", mean_of([good, perfect], ["a", "b"]), 0.95, ["x"])
-    assert mean.value == pytest.approx(0.9) and mean.note.endswith("(b)")
-    assert mean.low == pytest.approx((0.705 + 0.9) / 2)
-    unknown = estimate(np.nan, np.full(100, np.nan), 0.95, 50, 0.9)
+    good, flawless = spread(0.8, 0.05, 40, 0.91), perfect(40, 0.9)
+    mean = mean_of([good, flawless], ["a", "b"])
+    assert mean.value == pytest.approx(0.9) and mean.bounded.endswith("(b)")
+    sure = mean_of([good, Estimate(1.0, np.ones(100), np.ones(40), 40)], ["a", "b"])
+    assert limits(mean)[0] == pytest.approx(limits(sure)[0] - 0.1 / 2)
+    nothing = np.full(100, np.nan)
+    unknown = estimate(np.nan, nothing, nothing[:40], 0.95, Basis(50, 0.9))
     assert mean_of([good, unknown], ["a", "b"]).problem == "not estimable: no value for b"
-    lonely = estimate(1.0, np.ones(100), 0.95, 1, 0.9)
+    lonely = estimate(1.0, np.ones(100), np.ones(40), 0.95, Basis(1, 0.9))
     assert mean_of([good, lonely], ["a", "b"]).problem == "interval not estimable: none for b"
 
 
+def test_the_mean_of_values_that_err_apart_is_surer_than_one_of_them() -> None:
+    one, signs = spread(0.8, 0.05, 40), np.resize([-1.0, -1.0, 1.0, 1.0], 100) * 0.05
+    other = Estimate(0.8, 0.8 + signs, 0.8 + signs[:40] / np.sqrt(39), 40)
+    both, single = limits(mean_of([one, other], ["a", "b"])), limits(one)
+    assert both[1] - both[0] < 0.8 * (single[1] - single[0])
+
+
 def test_a_difference_may_be_as_far_off_as_both() -> None:
-    perfect, poor = estimate(1.0, np.ones(100), 0.95, 5, 0.6), estimate(0.8, np.linspace(0.7, 0.9, 100), 0.95, 50, 0.95)
-    score = score_of("d", "x", difference_of(perfect, poor), 0.95, ["a"], lowest=-1.0)
-    assert [score.low, score.high] == pytest.approx([0.105 - 0.4, 0.295])
+    poor = spread(0.8, 0.05, 40, 0.91)
+    sure, open_ = (
+        difference_of(p, poor, 0.95) for p in (Estimate(1.0, np.ones(100), np.ones(40), 40), perfect(40, 0.6))
+    )
+    assert open_.value == pytest.approx(0.2)
+    assert limits(open_, lowest=-1.0)[0] == pytest.approx(limits(sure, lowest=-1.0)[0] - 0.4)
+    assert limits(open_, lowest=-1.0)[1] == pytest.approx(limits(sure, lowest=-1.0)[1])
+
+
+def test_a_difference_of_equals_is_nothing() -> None:
+    one = spread(0.8, 0.05, 40)
+    assert limits(difference_of(one, one, 0.95), lowest=-1.0) == (0, 0)
+
+
+def test_a_difference_leans_where_its_parts_do_and_turns_with_them() -> None:
+    good, poor = spread(0.97, 0.01, 40), spread(0.8, 0.05, 40)
+    low, high = limits(difference_of(good, poor, 0.95), lowest=-1.0)
+    assert high - 0.17 > 1.1 * (0.17 - low)  # the poor one may be much poorer
+    assert limits(difference_of(poor, good, 0.95), lowest=-1.0) == pytest.approx((-high, -low))
+    assert -1 <= low < 0.17 < high <= 1
+
+
+@pytest.mark.parametrize("apart", [0.5, 1.0])
+def test_a_difference_of_models_on_few_patients_is_covered(apart: float) -> None:
+    true_values = {1.0: 0.7602499389, 1.5: 0.8555778168, 2.0: 0.9213503965}
+    held = 0
+    for seed in range(100):
+        truth, score, people = parts(30, 6, seed, 1.0)
+        better = 1 / (1 + np.exp(-(np.log(score / (1 - score)) + apart * (truth - 0.5))))
+        found = difference_of(*(measured("auroc", truth, s, people, 200, seed) for s in (better, score)), 0.95)
+        low, high = limits(found, lowest=-1.0)
+        held += low <= true_values[1.0 + apart] - true_values[1.0] <= high
+    assert held >= 92

@@ -1,0 +1,196 @@
+"""One training: everything a network learns from, brought together from the rooms, in this process or in several.
+
+Several processes (``model.processes``) are started by torchrun, each with the same job, a small JSON file; the first of
+them writes the checkpoint. Rows, seeds and results are the same as in one process, up to the order of additions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medtl.artifacts import Store, code_digest, digest_of, write_bytes
+from medtl.config import Config, ModelConfig
+from medtl.errors import ModelError
+
+if TYPE_CHECKING:
+    from medtl.model.fit import Material
+    from medtl.model.surgery import StagedNetwork
+    from medtl.records import Cohort, LoadReport, Plan, Split
+
+log = logging.getLogger("medtl")
+LIBRARIES = ("torch", "torchvision", "monai", "numpy", "scikit-learn", "pydicom", "opencv-python-headless")
+_GUARD_RESAMPLES = 1000
+_TAIL = 2000  # characters of a worker's last words
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one training is made from: a config whose model is the one to train, and folders of finished artifacts."""
+
+    config: Config
+    cohort: Path
+    split: Path
+    plan: Path
+    pack: Path
+    pack_digest: str
+    unfinished: Path  # folder where progress is kept
+    label: str
+    threads: int
+
+
+def train(job: Job, folder: Path) -> None:
+    """Train and write the checkpoint into ``folder``, with as many processes as the config says."""
+    if job.config.model.processes > 1:
+        _in_processes(job, folder)
+    else:
+        train_here(job, folder)
+
+
+def train_here(job: Job, folder: Path) -> None:
+    """Train in this process, alone or as one of several that torchrun has started; the first writes the checkpoint."""
+    from medtl.dataset.io import read_pack, read_plan, read_split
+    from medtl.model import fit, io, parallel
+    from medtl.studies.io import read_cohort
+
+    config, model = job.config, job.config.model
+    cohort, split, plan = read_cohort(job.cohort), read_split(job.split), read_plan(job.plan)
+    fit.make_deterministic(config.seed, job.threads)
+    network, report = network_for(config, cohort, plan)
+    if parallel.rank() == 0:
+        log.info("weights of %s: %s, %.1f %% of the trunk", model.backbone, report.source, 100 * report.share)
+    device = fit.device_of(model)
+    network = parallel.prepare(network, model.schedule, device)
+    material = material_for(config, cohort, split, read_pack(job.pack), job.pack_digest)
+    phases, history = fit.fit(
+        network, material, model, config.seed, io.FolderSaver(job.unfinished), activations_of(config), job.label
+    )
+    if parallel.rank() != 0:
+        return
+    described = {
+        "backbone": model.backbone,
+        "task": cohort.task,
+        "classes": cohort.classes,
+        "channels": plan.channels,
+        "size": plan.size,
+        "stages": network.stage_names,
+        "weights": report,
+        "phases": phases,
+        "history": history,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "environment": {
+            **_versions(),
+            "device": device.type,
+            "threads": str(job.threads),
+            "precision": fit.precision_of(model, device),
+        },
+    }
+    io.write_checkpoint(folder, network.to("cpu"), described)
+
+
+def network_for(config: Config, cohort: Cohort, plan: Plan) -> tuple[StagedNetwork, LoadReport]:
+    """Build the network that a config asks for, with its weights."""
+    from medtl.model import io
+    from medtl.model.vault import Vault, resolve_weights
+
+    model = config.model
+    weights = resolve_weights(model.origin, model.backbone, Vault(vault_folder(config)), model.fetch)
+    return io.build_network(
+        model.backbone, plan.size[0], plan.channels, len(cohort.classes), model.dropout, weights, model.min_share,
+        config.seed,
+    )  # fmt: skip
+
+
+def material_for(config: Config, cohort: Cohort, split: Split, images: Any, pack_digest: str) -> Material:
+    """Bring together what is learned from and what it is judged on; never the test part."""
+    from medtl.dataset.loading import CLEAN, EvaluationBatches, TrainingBatches
+    from medtl.evaluation.superiority import share_better
+    from medtl.model.fit import Material
+
+    rows = {study.study_id: row for row, study in enumerate(cohort.studies)}
+    patient = {study.study_id: study.patient for study in cohort.studies}
+    size, targets = config.model.batch_size, cohort.targets
+    train_rows, val_rows = [rows[s] for s in split.train], [rows[s] for s in split.val]
+    train = TrainingBatches(images, targets, train_rows, size, config.dataset.transforms, config.seed)
+    val = EvaluationBatches(images, targets, val_rows, size)
+    in_order = sorted(split.val, key=rows.__getitem__)
+    code = code_digest("model", "dataset")
+
+    def name(chosen: Sequence[int], view: int) -> str:
+        drawn = None if view == CLEAN else [config.dataset.transforms.model_dump(mode="json"), config.seed, view]
+        return digest_of([pack_digest, list(chosen), drawn, code])
+
+    def judge(new: Any, old: Any) -> float:
+        return share_better(
+            new, old, targets[[rows[s] for s in in_order]], in_order, [patient[s] for s in in_order],
+            config.model.monitor, _GUARD_RESAMPLES, config.seed,
+        )  # fmt: skip
+
+    return Material(train, val, cohort.task, [patient[s] for s in split.train], name, judge)
+
+
+def activations_of(config: Config) -> Any:
+    """Give the place where this workspace keeps activations of frozen layers."""
+    from medtl.model.io import FolderActivations
+
+    folder = Store(config.workspace).workspace / "cache" / "activations"
+    return FolderActivations(folder, config.model.cache.budget_gb * 1000)
+
+
+def vault_folder(config: Config) -> Path:
+    """Give the folder of the weight vault."""
+    return config.model.vault or config.workspace / "weights"
+
+
+def scratch_model(model: ModelConfig) -> ModelConfig:
+    """Give the same network without weights: everything unfrozen, at least as many epochs as all phases together."""
+    from medtl.config import STRATEGIES
+
+    epochs = sum(phase.epochs for phase in model.schedule)
+    plain = tuple(p.model_copy(update={"epochs": max(p.epochs, epochs)}) for p in STRATEGIES["scratch"])
+    return model.model_copy(update={"weights": "none", "phases": model.scratch_phases or plain})
+
+
+def _in_processes(job: Job, folder: Path) -> None:
+    """Let torchrun start the processes on this machine; it ends them all when one fails."""
+    said = {
+        "config": job.config.model_dump(mode="json"),
+        **{name: str(getattr(job, name)) for name in ("cohort", "split", "plan", "pack", "unfinished")},
+        "pack_digest": job.pack_digest, "label": job.label, "threads": job.threads, "folder": str(folder),
+    }  # fmt: skip
+    path = job.unfinished / "job.json"
+    write_bytes(path, json.dumps(said).encode())
+    count = job.config.model.processes
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+        f"--nproc-per-node={count}", "-m", "pipelines.worker", str(path),
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(job.threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run(  # noqa: S603 - our own interpreter and module
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if "medtl-error:" in line), "")
+        log.error("%s", done.stderr[-_TAIL:])
+        raise ModelError(
+            f"Training in {count} processes failed. "
+            + (reason.partition("medtl-error:")[2].strip() or "The log says why; ")
+            + " model.processes: 1 trains in one."
+        )
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    return {name: metadata.version(name) for name in LIBRARIES}
