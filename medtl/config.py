@@ -347,7 +347,7 @@ STRATEGIES: Mapping[str, tuple[PhaseConfig, ...]] = {
         PhaseConfig(name="all", epochs=8, lr=3e-4, **_ALL),
     ),
     "full": (PhaseConfig(name="full", epochs=10, lr=5e-4, **_ALL),),
-    "scratch": (PhaseConfig(name="scratch", epochs=20, lr=5e-4, batchnorm="with_stage", **_ALL),),
+    "scratch": (PhaseConfig(name="scratch", epochs=15, lr=3e-4, batchnorm="with_stage", **_ALL),),
 }
 
 

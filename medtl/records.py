@@ -380,3 +380,17 @@ class Release:
     status: Literal["candidate", "validated", "refused"]
     checks: tuple[GateCheck, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One strategy, trained on some of the training patients and measured on the test part of a study."""
+
+    strategy: str
+    patients: int  # it learned from
+    studies: int
+    share: float  # of the training patients
+    scores: Mapping[str, Score]  # headline score of each metric
+    difference: Score | None  # AUROC minus that of the reference, paired by patient
+    phase: str  # whose state was kept
+    seconds: float | None  # of training; None where it was done before and nobody measured

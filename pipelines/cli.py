@@ -128,6 +128,49 @@ def train(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None
 
 
 @app.command(group=_RUNS)
+def study(
+    config: ConfigFile,
+    *,
+    strategies: Annotated[list[str], Parameter(consume_multiple=True)] | None = None,
+    curve: Annotated[list[str], Parameter(consume_multiple=True)] | None = None,
+    patients: Annotated[list[int], Parameter(consume_multiple=True)] | None = None,
+    set_: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Train several strategies on one split and measure them side by side; draw learning curves.
+
+    Parameters
+    ----------
+    strategies
+        features, probe, staged, lp-ft, full, scratch, or config (the phases that the config lists); default: all six.
+    curve
+        Strategies to train on fewer patients too, for instance: --curve staged scratch.
+    patients
+        Sizes of the learning curve; default: all training patients, and half as many four times.
+    """
+    from medtl.config import STRATEGIES
+
+    chosen = [*strategies] if strategies else [*STRATEGIES]
+    summary = _flow(load(config, set_), "study", chosen, curve or [], patients or [])
+    rows = [_trial_row(one) for one in (*summary["strategies"], *summary["curve"])]
+    columns = ("strategy", "patients", "AUROC", "low", "high", "minus scratch", "low", "high", "seconds")
+    show_table(summary, json_, "Test part, 95 % intervals over patients", columns, rows)
+    if not json_:
+        print(f"report  {summary['report']}")
+
+
+def _trial_row(one: dict[str, Any]) -> tuple[Any, ...]:
+    auroc, difference = one["scores"]["auroc"], one["difference"] or {}
+    return (
+        one["strategy"],
+        one["patients"],
+        *(number(auroc[key]) for key in ("value", "low", "high")),
+        *(number(difference.get(key)) for key in ("value", "low", "high")),
+        "-" if one["seconds"] is None else round(one["seconds"]),
+    )
+
+
+@app.command(group=_RUNS)
 def evaluate(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
     """Measure the model on the test part (trains it first if that is not done); the opening is logged."""
     summary = _flow(load(config, set_), "evaluate")

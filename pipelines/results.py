@@ -203,6 +203,42 @@ def summarise_training(checkpoint: Artifact) -> dict[str, Any]:
     }
 
 
+def training_patients(prepared: Prepared) -> int:
+    """Count the patients of the training part."""
+    from medtl.dataset.io import read_split
+
+    split = read_split(prepared.split.path)
+    return len({split.groups[study] for study in split.train})
+
+
+def study_facts(config: Config, prepared: Prepared) -> dict[str, Any]:
+    """Tell what a study rests on: parts, network, source of the weights, looks at the test part."""
+    from medtl.audit import AuditLog
+    from medtl.dataset.io import read_plan, read_split
+    from medtl.studies.io import read_cohort
+
+    split, cohort, plan = (
+        read_split(prepared.split.path),
+        read_cohort(prepared.cohort.path),
+        read_plan(prepared.plan.path),
+    )
+    events = AuditLog(config.workspace).events()
+    return {
+        "name": config.name,
+        "backbone": config.model.backbone,
+        "weights": Path(config.model.weights).name,
+        "classes": list(cohort.classes),
+        "size": list(plan.size),
+        "patients_known": cohort.patients_known,
+        "parts": {
+            part: {"studies": len(split.part(part)), "patients": len({split.groups[s] for s in split.part(part)})}
+            for part in PARTS
+        },
+        "test_openings": sum(e["action"] == "test.opened" for e in events),
+        "limits": list(config.report.limits),
+    }
+
+
 def summarise_evaluation(trained: Trained) -> dict[str, Any]:
     """Tell what was measured on the test part."""
     from medtl.evaluation.io import read_evaluation

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -22,6 +23,7 @@ from medtl.artifacts import (
     file_digest,
     storage_errors,
     write_bytes,
+    write_json,
     write_record,
 )
 from medtl.audit import AuditLog
@@ -306,9 +308,28 @@ def fit_in_phases(
     )
     if saver.path.exists() and store.find("checkpoint", inputs) is None:
         log.warning("an interrupted training was found; going on from where it was last saved")
+    began = time.perf_counter()
     artifact = store.make("checkpoint", inputs, lambda folder: training.train(job, folder))
+    if not artifact.reused:
+        write_json(_seconds_file(config, artifact), {"seconds": round(time.perf_counter() - began, 2)})
     saver.clear()
     return artifact
+
+
+def seconds_of(config: Config, checkpoint: Artifact) -> float | None:
+    """Tell how long a training took (its last unbroken part); None where that was never written down."""
+    try:
+        return float(json.loads(_seconds_file(config, checkpoint).read_bytes())["seconds"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _seconds_file(config: Config, artifact: Artifact) -> Path:
+    # not in the checkpoint itself: the same training has the same digest however long it took
+    folder = config.workspace.absolute() / "index" / "seconds"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{artifact.fingerprint[:32]}.json"
 
 
 def predict_part(

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from pipelines import apply, steps
+from pipelines import apply, contenders, steps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,4 +75,5 @@ compare = _task(steps.compare)
 make_release = _task(steps.make_release)
 write_report = _task(steps.write_report)
 apply_release = _task(apply.apply_release)
+take_patients = _task(contenders.take_patients)
 add_to_vault = _task(steps.add_to_vault)

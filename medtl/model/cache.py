@@ -154,6 +154,10 @@ class ActivationStore(Protocol):
         """Tell whether all of it is there."""
         ...
 
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Tell the shape of what is there."""
+        ...
+
     def room_mb(self) -> float:
         """Tell how many MB may be added: of the budget, and of the disk."""
         ...
@@ -227,7 +231,6 @@ def decide(
     mb: Mapping[int, float],
     room_mb: float,
     use: Literal["auto", "always", "never"],
-    there: bool = False,
 ) -> Decision:
     """Decide which boundaries the next pass keeps: bytes against time.
 
@@ -236,13 +239,10 @@ def decide(
         counts: images of training and validation.
         seconds: per image, of the trunk up to each boundary.
         mb: per image, at each boundary.
-        there: an earlier run, or an earlier phase, kept what this phase needs.
     """
     boundary = frozen_count(phases[now], stages)
     if use == "never" or boundary == 0:
         return Decision((), 0.0, "nothing is frozen" if boundary == 0 else "model.cache.use is never")
-    if there:
-        return Decision((boundary,), 0.0, "they are there from an earlier pass")
     train, val = counts
     kept: dict[int, set[int]] = {}
     saved = needed = 0.0

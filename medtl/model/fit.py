@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from torch import Tensor, nn
 
 from medtl.config import ModelConfig, PhaseConfig
@@ -110,6 +110,7 @@ class Material:
     groups: Sequence[str]
     name: Callable[[Sequence[int], int], str]
     judge: Judge
+    pool: Sequence[int] | None = None  # rows whose activations are kept: of all folds, where folds share them
 
 
 class Saver(Protocol):
@@ -280,7 +281,7 @@ class _Run:
         else:
             self._learn(phase, boundary, train, val)
         self._close(phase)
-        self._save(always=True)
+        self._save(None)
 
     def _learn(self, phase: PhaseConfig, boundary: int, train: Source, val: Source) -> None:
         progress = self.progress
@@ -299,12 +300,11 @@ class _Run:
             progress.optimiser, progress.scaler = optimiser.state_dict(), scaler.state_dict()
             progress.epoch, progress.step = progress.epoch + 1, 0
             progress.losses, progress.count = 0.0, 0
-            progress.current = learning_state(self.network, phase)
             advance(self.label, len(progress.history), self.total)
             if self._stops_early(phase):
                 break
             if progress.epoch < phase.epochs:
-                self._save()
+                self._save(phase)
 
     def _epoch(
         self,
@@ -344,10 +344,9 @@ class _Run:
             progress.losses += loss * len(batches[step])
             progress.count += len(batches[step])
             progress.step = step + 1
-            if self._is_time() and step + 1 < len(batches):
-                progress.current = learning_state(self.network, phase)
+            if step + 1 < len(batches) and self._is_time():
                 progress.optimiser, progress.scaler = optimiser.state_dict(), scaler.state_dict()
-                self._save(always=True)
+                self._save(phase, now=True)
 
     def _gradient(
         self,
@@ -362,7 +361,6 @@ class _Run:
     ) -> float:
         """Add up the gradient of one batch, a part at a time, over all processes; give its mean loss."""
         key = [self.seed, self.progress.phase, self.progress.epoch, step]
-        rng = np.random.default_rng([*key, 0x5EED])
         targets = self.material.train.targets
         whole = known_labels(targets[rows], self.task)
         mine = parallel.share_of(rows)
@@ -372,9 +370,9 @@ class _Run:
             if not len(part):
                 continue
             seeds = [*key, number, parallel.rank()] if number or parallel.rank() else key
-            torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+            self._seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
             wanted = torch.from_numpy(np.ascontiguousarray(targets[part])).to(self.device, torch.float32)
-            x, wanted = self._input(phase, train, part, view, wanted, rng)
+            x, wanted = self._input(phase, train, part, view, wanted, [*seeds, 0x5EED])
             with autocast(self.device, self.precision):
                 if boundary == 0:
                     x = self.network.normalise(x)
@@ -386,14 +384,22 @@ class _Run:
         return float(parallel.add(total))
 
     def _input(
-        self, phase: PhaseConfig, train: Source, rows: IntArray, view: int, wanted: Tensor, rng: np.random.Generator
+        self, phase: PhaseConfig, train: Source, rows: IntArray, view: int, wanted: Tensor, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         if not phase.mixup:
             return train.at(rows, view), wanted
         images = to_images(train.images.view(rows, view), self.device)
-        share, partners = mixture(wanted, phase.mixup, rng)
+        share, partners = mixture(wanted, phase.mixup, np.random.default_rng(seeds))
         images = share * images + (1 - share) * images[partners]
         return train.live(images), share * wanted + (1 - share) * wanted[partners]
+
+    def _seed(self, seed: int) -> None:
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(
+                seed
+            )  # torch.manual_seed looks after every kind of device: a millisecond
+        else:
+            torch.manual_seed(seed)
 
     def _pull(self, phase: PhaseConfig) -> list[tuple[Tensor, Tensor]]:
         """Pair each learning parameter of the trunk with the value it started from.
@@ -429,7 +435,9 @@ class _Run:
     def _judge_epoch(self, phase: PhaseConfig, loss: float, probabilities: FloatArray) -> None:
         progress = self.progress
         auroc = macro_auroc(self.val_targets, probabilities)
-        watched = monitored(self.config.monitor, self.val_targets, probabilities, loss)
+        watched = auroc
+        if self.config.monitor != "auroc":
+            watched = monitored(self.config.monitor, self.val_targets, probabilities, loss)
         progress.history.append(
             Epoch(phase.name, progress.epoch + 1, progress.losses / max(progress.count, 1), loss, auroc)
         )
@@ -479,9 +487,11 @@ class _Run:
 
     def _sources(self, phase: PhaseConfig, boundary: int) -> tuple[Source, Source]:
         """Set up where this phase's input comes from; run the trunk where that pays."""
-        train = Images(self.train_rows, self.material.train.view, self._names(self.train_rows))
+        pool = self.train_rows if self.material.pool is None else np.sort(np.asarray(self.material.pool))
+        judged = pool if np.isin(self.val_rows, pool).all() else self.val_rows
+        train = Images(pool, self.material.train.view, self._names(pool))
         pixels = self.material.val.images
-        val = Images(self.val_rows, lambda rows, _: pixels[rows], self._names(self.val_rows))
+        val = Images(judged, lambda rows, _: pixels[rows], self._names(judged))
         if boundary == 0:
             return Source(train, None, 0, {}, self.device), Source(val, None, 0, {}, self.device)
         trunk = self._trunk([boundary])
@@ -506,16 +516,21 @@ class _Run:
         assert self.store is not None
         now, stages = self.progress.phase, self.network.stage_names
         wanted = sorted({frozen_count(self.phases[n], stages) for n in cache.sharing(self.phases, now, stages)})
-        trunk = self._trunk(wanted)
-        example = to_images(train.view(self.train_rows[: self.config.batch_size], cache.CLEAN), self.device)
-        seconds, mb, shapes = cache.measure(trunk, example)
-        views = self._views([boundary])
-        needed = [(train, view) for view in views] + [(val, cache.CLEAN)]
-        there = all(self.store.has(self._key(trunk, images, view, boundary)) for images, view in needed)
-        decision = cache.decide(
-            self.phases, now, stages, (len(self.train_rows), len(self.val_rows)), seconds, mb, self.store.room_mb(),
-            self.config.cache.use, there,
-        )  # fmt: skip
+        trunk = self._trunk([boundary])
+        needed = [(train, view) for view in self._views([boundary])] + [(val, cache.CLEAN)]
+        keys = [self._key(trunk, images, view, boundary) for images, view in needed]
+        shapes: dict[int, tuple[int, ...]] = {}
+        if len(needed) > 1 and self.config.cache.use != "never" and all(self.store.has(key) for key in keys):
+            shapes[boundary] = self.store.shape(keys[0])[1:]
+            decision = cache.Decision((boundary,), 0.0, "they are there from an earlier pass")
+        else:
+            trunk = self._trunk(wanted)
+            example = to_images(train.view(self.train_rows[: self.config.batch_size], cache.CLEAN), self.device)
+            seconds, mb, shapes = cache.measure(trunk, example)
+            decision = cache.decide(
+                self.phases, now, stages, (len(train.rows), len(val.rows)), seconds, mb, self.store.room_mb(),
+                self.config.cache.use,
+            )  # fmt: skip
         boundaries = parallel.agree(decision.boundaries)
         log.info("phase %s: activations %s (%s)", phase.name, "kept" if boundaries else "not kept", decision.reason)
         found: dict[str, dict[int, cache.Kept]] = {"train": {}, "val": {}}
@@ -619,9 +634,11 @@ class _Run:
     def _is_time(self) -> bool:
         return parallel.agree(time.monotonic() - self.saved >= self.save_every_s)
 
-    def _save(self, always: bool = False) -> None:
-        if always or self._is_time():
+    def _save(self, phase: PhaseConfig | None, now: bool = False) -> None:
+        """Save where it is time; ``phase`` is the one that is not finished."""
+        if now or self._is_time():
             if parallel.rank() == 0:
+                self.progress.current = learning_state(self.network, phase) if phase is not None else {}
                 self.saver.save(self.progress)
             self.saved = time.monotonic()
 
@@ -675,8 +692,19 @@ def monitored(metric: str, targets: FloatArray, probabilities: FloatArray, loss:
 
 
 def macro_auroc(targets: FloatArray, scores: FloatArray) -> float | None:
-    """Give the mean of the one-against-rest AUROCs of the classes that have both kinds, or None."""
-    return _macro(targets, scores, roc_auc_score)
+    """Give the mean of the one-against-rest AUROCs of the classes that have both kinds, or None.
+
+    Of two classes that share a softmax both have the same one. By ranks: Mann and Whitney 1947.
+    """
+    if targets.shape[1] == 2 and np.array_equal(targets[:, 0], 1 - targets[:, 1]):
+        targets, scores = targets[:, 1:], scores[:, 1:]
+    return _macro(targets, scores, _auroc)
+
+
+def _auroc(wanted: FloatArray, score: FloatArray) -> float:
+    ill, well = score[wanted > 0.5], np.sort(score[wanted <= 0.5])
+    below = np.searchsorted(well, ill, "left") + np.searchsorted(well, ill, "right")
+    return float(below.sum()) / (2 * len(ill) * len(well))
 
 
 def _macro(targets: FloatArray, scores: AnyArray, metric: Callable[..., float]) -> float | None:

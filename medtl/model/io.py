@@ -206,9 +206,14 @@ class FolderActivations:
         """Tell whether every chunk of an entry has its digest."""
         try:
             digests = (self.folder / key / "digests").read_bytes()
-        except OSError:
+            self.shape(key)
+        except (OSError, ValueError):
             return False
         return bool(digests) and all(any(digests[i : i + _DIGEST]) for i in range(0, len(digests), _DIGEST))
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Tell the shape of an entry."""
+        return tuple(json.loads((self.folder / key / "shape").read_bytes()))
 
     def room_mb(self) -> float:
         """Tell how many MB may be added: of the budget, and of the disk, if everything unused is removed."""
@@ -232,6 +237,7 @@ class FolderActivations:
         self._make_room(float(np.prod(shape)) * dtype.itemsize / 1e6, key)
         with storage_errors(self.folder):
             (self.folder / key).mkdir(parents=True, mode=0o700, exist_ok=True)
+            (self.folder / key / "shape").write_text(json.dumps(shape))
             os.utime(self.folder / key)
             return KeptFolder(self.folder / key, shape, dtype, chunk)
 

@@ -67,7 +67,7 @@ def training_curves(checkpoint: Checkpoint) -> str:
             axes.set(xlabel="Epoch", xlim=(0.5, len(history) + 0.5))
             axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             _mark_phases(axes, history)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _mark_phases(axes: Any, history: Sequence[Epoch]) -> None:
@@ -102,7 +102,7 @@ def roc(evaluation: Evaluation) -> str | None:
             axes.plot(curve.x, curve.y, color=colour, label=f"{drawable(curve.label)}{value}")
             _mark_operating_point(axes, evaluation, curve.label, colour)
         axes.legend(loc="lower right", title="AUROC", alignment="left")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _mark_operating_point(axes: Any, evaluation: Evaluation, label: str, colour: str) -> None:
@@ -126,7 +126,7 @@ def calibration(evaluation: Evaluation) -> str | None:
             areas = [12 + 130 * w / most for w in curve.weight] or 24
             axes.scatter(curve.x, curve.y, s=areas, color=colour, alpha=0.75, lw=0)
         axes.legend(loc="upper left")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def difference(comparison: Comparison) -> str | None:
@@ -146,7 +146,7 @@ def difference(comparison: Comparison) -> str | None:
             axes.text(side * 0.02 * reach, 0.72, name, ha="left" if side > 0 else "right", size=8.5)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y", visible=False)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def drawable(text: str, longest: int = LONGEST_NAME) -> str:
@@ -167,7 +167,8 @@ def _square(xlabel: str, ylabel: str) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
+    """Write a figure as SVG text."""
     FigureCanvasSVG(figure)
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -25,10 +25,10 @@ STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u
 
 def render(facts: Facts) -> str:
     """Write the page; the same facts give the same text."""
-    environment = _environment()
-    style = environment.get_template("page.css").render()
+    templates = environment()
+    style = templates.get_template("page.css").render()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.get_template("page.html.jinja").render(
+    return templates.get_template("page.html.jinja").render(
         facts=facts,
         style=Markup(style),  # noqa: S704  our own file, without a variable in it
         policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'",
@@ -45,17 +45,19 @@ def _figures(facts: Facts) -> dict[str, str | None]:
         "calibration": figures.calibration(facts.evaluation),
         "difference": None if facts.comparison is None else figures.difference(facts.comparison),
     }
-    return {name: None if svg is None else _data_uri(svg) for name, svg in drawn.items()}
+    return {name: None if svg is None else as_data(svg) for name, svg in drawn.items()}
 
 
-def _data_uri(svg: str) -> str:
+def as_data(svg: str) -> str:
+    """Give an SVG as the source of an image."""
     # An <img>: matplotlib writes style attributes, which the page's own policy would block in inline SVG.
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 @functools.cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Give the template engine, with every expression escaped and the words of the house as filters."""
+    made = Environment(
         loader=PackageLoader("medtl.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
@@ -63,14 +65,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters |= {
+    made.filters |= {
         "number": words.number,
         "interval": words.interval,
         "metric": words.metric_name,
         "bar": bar,
         "count": "{:,}".format,
     }
-    return environment
+    return made
 
 
 def _finalize(value: Any) -> Any:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))
+BENCHMARKS = sorted(
+    path for path in (Path(__file__).parents[2] / "benchmarks").glob("*.py") if not path.stem.endswith("_peers")
+)
 
 
 def figures(script: Path) -> dict[str, Any]:

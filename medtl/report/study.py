@@ -1,0 +1,140 @@
+"""A study on one page: strategies side by side, and what they make of fewer patients."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from medtl.records import Score, Trial
+from medtl.report.figures import COLOURS, INK, STYLE, as_svg, drawable
+from medtl.report.page import as_data, environment
+from medtl.report.tables import Table
+from medtl.report.words import DASH, interval, number
+
+_SHOWN = ("auroc", "average_precision", "balanced_accuracy", "brier")
+
+
+def render(title: str, trials: Sequence[Trial], curve: Sequence[Trial], facts: Mapping[str, Any]) -> str:
+    """Write the page; the same trials give the same text."""
+    templates = environment()
+    style = templates.get_template("page.css").render()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    drawn = {"forest": forest(trials), "curve": learning_curve(curve)}
+    return templates.get_template("study.html.jinja").render(
+        title=title,
+        facts=facts,
+        style=Markup(style),  # noqa: S704  our own file, without a variable in it
+        policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'",
+        verdict=verdict(trials),
+        strategies=_table("Strategies on the test part", trials, curve=False),
+        points=_table("Fewer training patients", curve, curve=True),
+        parts=_parts(facts),
+        figures={name: None if svg is None else as_data(svg) for name, svg in drawn.items()},
+    )
+
+
+def as_json(trials: Sequence[Trial], curve: Sequence[Trial], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Give everything on the page as plain values."""
+    return {**facts, "strategies": [asdict(t) for t in trials], "curve": [asdict(t) for t in curve]}
+
+
+def verdict(trials: Sequence[Trial]) -> str:
+    """Say in a sentence or two what the differences to training from scratch allow to say."""
+    compared = [t for t in trials if t.difference is not None and t.difference.low is not None]
+    if not compared:
+        return "There is no comparison with training from scratch."
+    better = [t.strategy for t in compared if t.difference and t.difference.low is not None and t.difference.low > 0]
+    worse = [t.strategy for t in compared if t.difference and t.difference.high is not None and t.difference.high < 0]
+    said = []
+    if better:
+        said.append(f"Better than from scratch, beyond chance: {', '.join(better)}.")
+    if worse:
+        said.append(f"Worse than from scratch, beyond chance: {', '.join(worse)}.")
+    unclear = [t.strategy for t in compared if t.strategy not in (*better, *worse)]
+    if unclear:
+        said.append(f"No clear difference from scratch: {', '.join(unclear)}.")
+    return " ".join(said)
+
+
+def forest(trials: Sequence[Trial]) -> str | None:
+    """Draw the AUROC of each strategy with its interval; ``None`` where none has one."""
+    shown = [(t.strategy, s) for t in trials if (s := t.scores.get("auroc")) is not None and _has_interval(s)]
+    if not shown:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 0.75 + 0.34 * len(shown)), layout="constrained")
+        axes = figure.subplots()
+        for place, (_, score) in enumerate(reversed(shown)):
+            assert score.value is not None and score.low is not None and score.high is not None
+            axes.plot(
+                [score.low, score.high], [place, place], color=COLOURS[0], lw=4, alpha=0.45, solid_capstyle="round"
+            )
+            axes.plot([score.value], [place], "o", ms=7, color=COLOURS[0])
+        axes.set(xlabel="AUROC", ylim=(-0.6, len(shown) - 0.4))
+        axes.set_yticks(range(len(shown)), [drawable(name) for name, _ in reversed(shown)])
+        axes.grid(axis="y", visible=False)
+        return as_svg(figure)
+
+
+def learning_curve(curve: Sequence[Trial]) -> str | None:
+    """Draw the AUROC against the number of training patients, a line and a band for each strategy."""
+    names = list(dict.fromkeys(t.strategy for t in curve))
+    lines = {
+        name: [
+            (t.patients, float(s.value or 0), float(s.low or 0), float(s.high or 0))
+            for t in curve
+            if t.strategy == name and _has_interval(s := t.scores["auroc"])
+        ]
+        for name in names
+    }
+    if not any(len(points) > 1 for points in lines.values()):
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for (name, points), colour, marker in zip(lines.items(), COLOURS, "osD^vP*X", strict=False):
+            sizes, values, lows, highs = zip(*sorted(points), strict=True) if points else ((), (), (), ())
+            axes.fill_between(sizes, lows, highs, color=colour, alpha=0.13, lw=0)
+            axes.plot(sizes, values, color=colour, marker=marker, ms=5, label=drawable(name))
+        every = sorted({point[0] for points in lines.values() for point in points})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(every, [str(size) for size in every])
+        axes.minorticks_off()
+        axes.set(xlabel="Training patients", ylabel="AUROC")
+        axes.axhline(0.5, color=INK, lw=0.8, ls=":")
+        axes.legend()
+        return as_svg(figure)
+
+
+def _has_interval(score: Score) -> bool:
+    return score.value is not None and score.low is not None and score.high is not None
+
+
+def _table(caption: str, trials: Sequence[Trial], curve: bool) -> Table:
+    head = ("Strategy", "Patients", "Studies", "AUROC", "Average precision", "Balanced accuracy", "Brier",
+            "AUROC minus scratch", "Kept phase", "Seconds")  # fmt: skip
+    rows = tuple(
+        (
+            t.strategy,
+            f"{t.patients:,}" + (f" ({t.share:.0%})" if curve else ""),
+            f"{t.studies:,}",
+            *(interval(t.scores[m]) if m in t.scores else DASH for m in _SHOWN),
+            interval(t.difference) if t.difference is not None else DASH,
+            t.phase,
+            number(t.seconds, 0),
+        )
+        for t in trials
+    )
+    return Table(caption, head, rows, frozenset({1, 2, 9}))
+
+
+def _parts(facts: Mapping[str, Any]) -> Table:
+    rows = tuple((part, f"{n['studies']:,}", f"{n['patients']:,}") for part, n in facts["parts"].items())
+    return Table("Parts", ("Part", "Studies", "Patients"), rows, frozenset({1, 2}))

@@ -1,0 +1,59 @@
+"""A cohort study: every strategy on one split, and how much data each of them needs.
+
+Every contender is trained on the same training part, chosen on the same validation part and measured on the same test
+part, with intervals over its patients and the paired difference to training from scratch. The test part is opened once
+for each; the audit log counts that, and so does every later report on this split.
+"""
+
+import time
+from typing import Any
+
+from prefect import flow
+
+from medtl.config import Config
+from medtl.records import Artifact, Trial
+from pipelines import contenders, results, steps, tasks
+from pipelines.train import prepare
+
+REFERENCE = "scratch"
+
+
+async def _measure(config: Config, strategy: str, prepared: steps.Prepared, split: Artifact) -> steps.Trained:
+    chosen = contenders.with_strategy(config, strategy)
+    checkpoint = await tasks.fit_in_phases(chosen, prepared.cohort, split, prepared.plan, prepared.pack, False)
+    shared = (checkpoint, prepared.cohort, split, prepared.pack)
+    val = await tasks.predict_part(chosen, *shared, "val")
+    test = await tasks.predict_part(chosen, *shared, "test", "study")
+    return steps.Trained(checkpoint, val, test, await tasks.evaluate(chosen, prepared.plan, val, test))
+
+
+@flow(name="study")
+async def study(config: Config, strategies: list[str], curve: list[str], patients: list[int]) -> dict[str, Any]:
+    """Train and measure every strategy on all patients, and those of ``curve`` on fewer; write one page."""
+    started = time.perf_counter()
+    for name in {*strategies, *curve}:
+        contenders.with_strategy(config, name)
+    prepared = await prepare(config)
+    whole = results.training_patients(prepared)
+    trials = await _side_by_side(config, strategies, prepared, prepared.split, whole)
+    points: list[Trial] = []
+    for size in (patients or contenders.curve_sizes(whole)) if curve else []:
+        split = (
+            await tasks.take_patients(config, prepared.cohort, prepared.split, size) if size < whole else prepared.split
+        )
+        points += await _side_by_side(config, curve, prepared, split, whole)
+    page, figures = contenders.write_study(config, trials, points, results.study_facts(config, prepared))
+    return {**figures, "report": str(page), "seconds": round(time.perf_counter() - started, 2)}
+
+
+async def _side_by_side(
+    config: Config, strategies: list[str], prepared: steps.Prepared, split: Artifact, whole: int
+) -> list[Trial]:
+    trained = {name: await _measure(config, name, prepared, split) for name in strategies}
+    trials = []
+    for name, one in trained.items():
+        paired = None
+        if REFERENCE in trained and name != REFERENCE:
+            paired = await tasks.compare(config, one.test, trained[REFERENCE].test)
+        trials.append(contenders.trial_of(config, name, split, whole, one, paired))
+    return trials
