@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -29,13 +30,14 @@ from medtl.artifacts import (
     write_record,
 )
 from medtl.config import STRATEGIES, Config, PhaseConfig
-from medtl.errors import ConfigError, WeightsError
-from medtl.progress import listening
+from medtl.errors import ConfigError, PlanError, WeightsError
+from medtl.progress import advance, listening
 from medtl.records import Artifact, Cohort, Predictions, Score, Split
 from pipelines import steps, training
 from pipelines.terminal import ConfigFile, Json, Sets, load, log_to_file, number, progress, show_table, table
 
 if TYPE_CHECKING:
+    from medtl.model.advise import Lead
     from medtl.model.heads import Kind
     from medtl.report.advice import Advice, Way
 
@@ -43,7 +45,7 @@ log = logging.getLogger("medtl")
 HEADS = ("logistic_regression", "knn")
 _SHORT, _QUICK = 2, 4  # references train a half, or a quarter, of their strategy's epochs
 _LOOKED_AT = 2000  # images at most that the hints are measured on
-_ADVICE, _PAGE, _FACTS = "advice.json", "advice.html", "facts.json"
+_ADVICE, _PAGE, _FACTS, _SCORE = "advice.json", "advice.html", "facts.json", "score.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Candidate:
 
     backbone: str
     weights: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +110,35 @@ def candidates_of(config: Config, names: Sequence[str] | None) -> list[Candidate
         if entry.backbone is not None and row is not None and row.dimensions == 2:
             word = "imagenet" if entry.name == imagenet_name(entry.backbone) else f"vault:{entry.name}"
             here.append(Candidate(entry.backbone, word))
-    here = list(dict.fromkeys(here))
     if names is None:
         if not here:
             raise WeightsError(
                 "There are no weights to compare: the vault is empty and model.weights names no file. Get some: `medtl "
                 "weights fetch resnet18`, or `medtl weights add FILE --backbone NAME` (with --vault WORKSPACE/weights)."
             )
-        return here
+        return _named(here)
     found: list[Candidate] = []
     for name in names:
         backbone, equals, weights = name.partition("=")
-        look_up(backbone)
+        if look_up(backbone).dimensions != 2:
+            raise ConfigError(
+                f"'{backbone}' reads volumes, and images are packed flat. Name backbones of two dimensions."
+            )
         own = [one for one in here if one.backbone == backbone]
         found += [Candidate(backbone, weights)] if equals else own or [Candidate(backbone, "imagenet")]
-    return list(dict.fromkeys(found))
+    return _named(found)
+
+
+def _named(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Name candidates by their backbone, and by their weights where a backbone comes with several."""
+    once = list(dict.fromkeys(candidates))
+    times = Counter(one.backbone for one in once)
+    found = []
+    for one in once:
+        more = Path(one.weights).name.removeprefix("vault:") if times[one.backbone] > 1 else ""
+        more = "without weights" if one.weights == "none" else more
+        found.append(replace(one, name=f"{one.backbone} ({more})" if more else one.backbone))
+    return found
 
 
 def advise_on(
@@ -136,7 +153,7 @@ def advise_on(
     cohort = steps.build_cohort(config, scans)
     split = steps.split_by_patient(config, cohort)
     common = Common(config, scans, cohort, split, read_cohort(cohort.path), read_split(split.path))
-    probes = [(one, probe(common, one, heads)) for one in candidates]
+    probes, left_out = _probes(common, candidates, heads)
     measured = [way for one, artifact in probes for way in cross_validated(common, one, artifact, heads)]
     judged = [one for one in measured if one.way.score.value is not None]
     if references and judged and common.parts.val:
@@ -145,6 +162,7 @@ def advise_on(
     inputs = {
         "measured": [[one.way.name, one.digest] for one in measured],
         "evaluation": config.evaluation.uncertainty.model_dump(mode="json"),
+        "left_out": left_out,
         "title": config.report.title or config.name,
         "seed": config.seed,
         "code": code_digest("model", "evaluation", "report"),
@@ -152,12 +170,31 @@ def advise_on(
     }
 
     def build(folder: Path) -> None:
-        advice = _compare(common, measured, [(one, artifact) for one, artifact in probes])
+        advice = _compare(common, measured, probes)
+        advice = replace(advice, notes=(*left_out, *advice.notes))
         write_record(folder / _ADVICE, advice)
         write_bytes(folder / _PAGE, render(advice).encode())
 
     artifact = Store(config.workspace).make("advice", inputs, build)
     return read_record(artifact.path / _ADVICE, Advice), _copy(config, artifact)
+
+
+def _probes(
+    common: Common, candidates: Sequence[Candidate], heads: Sequence[Kind]
+) -> tuple[list[tuple[Candidate, Artifact]], list[str]]:
+    """Probe every candidate; one that cannot take these images is left out and said, unless none can."""
+    found, left_out, last = [], [], None
+    for done, one in enumerate(candidates, 1):
+        try:
+            found.append((one, probe(common, one, heads)))
+        except (ConfigError, PlanError) as error:
+            log.warning("%s is left out: %s", one.name, error)
+            left_out.append(f"{one.name} was left out: {error}")
+            last = error
+        advance("measuring backbones", done, len(candidates))
+    if not found and last is not None:
+        raise last
+    return found, left_out
 
 
 def probe(common: Common, candidate: Candidate, heads: Sequence[Kind]) -> Artifact:
@@ -242,14 +279,14 @@ def cross_validated(common: Common, candidate: Candidate, artifact: Artifact, he
         predictions = common.predictions("train and val", rows, load_array(artifact.path / f"{head}.npy"))
         phases = "features" if head == HEADS[0] else f"[{{name: {head}, unfreeze: head, head: {head}, augment: false}}]"
         way = Way(
-            name=f"{_called(candidate, facts['weights'])}, {head_name(head)}",
+            name=f"{candidate.name}, {head_name(head)}",
             backbone=candidate.backbone,
             weights=facts["weights"],
             strategy=head,
             judged="cross-validation",
-            score=_scored(common, predictions),
+            score=_scored(common, predictions, [artifact.digest, head]),
             seconds=facts["seconds"][head],
-            settings=_settings(candidate, phases),
+            settings=_settings(common.config, candidate, phases),
         )
         found.append(Measured(way, candidate, predictions, artifact.digest))
     return found
@@ -288,16 +325,16 @@ def reference(common: Common, candidate: Candidate, strategy: str, quick: bool) 
         "val", common.rows(common.parts.val), load_array(artifact.path / "probabilities.npy")
     )
     scratch = strategy == "scratch"
-    called = candidate.backbone if scratch else _called(candidate, facts["weights"])
+    called = candidate.backbone if scratch else candidate.name
     way = Way(
         name=f"{called}, {strategy} ({sum(phase.epochs for phase in model.schedule)} epochs)",
         backbone=candidate.backbone,
         weights="none" if scratch else facts["weights"],
         strategy=strategy,
         judged="hold-out",
-        score=_scored(common, predictions),
+        score=_scored(common, predictions, [artifact.digest]),
         seconds=facts["seconds"],
-        settings=_settings(candidate, strategy),
+        settings=_settings(common.config, candidate, strategy),
     )
     return Measured(way, candidate, predictions, artifact.digest)
 
@@ -355,15 +392,14 @@ def _compare(common: Common, measured: Sequence[Measured], probes: Sequence[tupl
         Contender(one.way.name, one.way.score.value, one.way.seconds, one.way.judged == "cross-validation")
         for one in measured
     ]
-    found = recommend(contenders, lambda one, other: _share(common, by_name[one], by_name[other]))
+    found = recommend(contenders, lambda one, other: _lead(common, by_name[one], by_name[other]))
     ways = []
     for one in measured:
-        ahead = found.shares.get(one.way.name) if found else None
-        difference = None
-        if found is not None and ahead is not None:
+        lead, difference = found.leads.get(one.way.name) if found else None, None
+        if found is not None and lead is not None:
             pair = _on_common(by_name[found.best].predictions, one.predictions)
             difference = compare(*pair, (found.best, one.way.name), config, common.config.seed).difference
-        ways.append(replace(one.way, ahead=ahead, difference=difference))
+        ways.append(replace(one.way, ahead=lead.share if lead else None, difference=difference))
     best, recommended = (next((w for w in ways if found and w.name == name), None) for name in
                          ((found.best, found.recommended) if found else ("", "")))  # fmt: skip
     rows = common.rows([*common.parts.train, *common.parts.val])
@@ -401,21 +437,39 @@ def _on_common(one: Predictions, other: Predictions) -> tuple[Predictions, Predi
     return cut(one), cut(other)
 
 
-def _share(common: Common, one: Measured, other: Measured) -> float:
+def _lead(common: Common, one: Measured, other: Measured) -> Lead:
+    """Judge a lead by the resamples, and by the lower limit of a two-sided interval that leaves 5 % below."""
+    from medtl.evaluation.comparison import compare
     from medtl.evaluation.superiority import share_better
+    from medtl.model.advise import CERTAIN, Lead
 
     a, b = _on_common(one.predictions, other.predictions)
-    resamples = common.config.evaluation.uncertainty.resamples
-    return share_better(
-        a.probabilities, b.probabilities, a.targets, a.study_ids, a.patients, "auroc", resamples, common.config.seed
+    config, seed = common.config.evaluation.uncertainty, common.config.seed
+    share = share_better(
+        a.probabilities, b.probabilities, a.targets, a.study_ids, a.patients, "auroc", config.resamples, seed
     )
+    one_sided = config.model_copy(update={"level": 2 * CERTAIN - 1})
+    return Lead(share, compare(a, b, (one.way.name, other.way.name), one_sided, seed).difference.low)
 
 
-def _scored(common: Common, predictions: Predictions) -> Score:
+def _scored(common: Common, predictions: Predictions, made_from: Sequence[str]) -> Score:
+    """Score predictions once; ``made_from`` names them."""
     from medtl.evaluation.grouped import mean_auroc
 
     known, config = common.known, common.config
-    return mean_auroc(predictions, known.task, known.classes, config.evaluation.uncertainty, config.seed)
+    inputs = {
+        "predictions": list(made_from),
+        "cohort": common.cohort.digest,
+        "config": config.evaluation.uncertainty.model_dump(mode="json"),
+        "seed": config.seed,
+        "code": code_digest("evaluation"),
+    }
+
+    def build(folder: Path) -> None:
+        score = mean_auroc(predictions, known.task, known.classes, config.evaluation.uncertainty, config.seed)
+        write_record(folder / _SCORE, score)
+
+    return read_record(Store(config.workspace).make("score", inputs, build).path / _SCORE, Score)
 
 
 def _counts(common: Common, rows: Sequence[int]) -> Any:
@@ -485,17 +539,13 @@ def _weights_digest(config: Config) -> str | None:
     return found.sha256 if found else None
 
 
-def _called(candidate: Candidate, source: str) -> str:
-    """Tell two sets of weights of one backbone apart."""
-    if candidate.weights == "none":
-        return f"{candidate.backbone} without weights"
-    return candidate.backbone if candidate.weights == "imagenet" else f"{candidate.backbone} ({source})"
-
-
-def _settings(candidate: Candidate, phases: str) -> tuple[str, ...]:
-    named = Path(candidate.weights).name if "/" in candidate.weights else candidate.weights
-    weights = "none" if phases == "scratch" else named
-    return f"model.backbone={candidate.backbone}", f"model.weights={weights}", f"model.phases={phases}"
+def _settings(config: Config, candidate: Candidate, phases: str) -> tuple[str, ...]:
+    """Spell out what trains this way; the path of a file that was named on the command line is not repeated."""
+    weights = Path(candidate.weights).name if "/" in candidate.weights else candidate.weights
+    chosen = [f"model.backbone={candidate.backbone}", f"model.phases={phases}"]
+    if phases != "scratch" and candidate.weights != config.model.weights:
+        chosen.insert(1, f"model.weights={weights}")
+    return tuple(chosen)
 
 
 def _own_code() -> str:
@@ -538,13 +588,9 @@ def advise(
     Store(settings.workspace)
     log_to_file(settings.workspace)
     names = None if backbones is None else [name.strip() for name in backbones.split(",") if name.strip()]
-    kinds = tuple(dict.fromkeys(head.strip() for head in heads.split(",") if head.strip()))
-    wrong = [kind for kind in kinds if kind not in _KNOWN_HEADS]
-    if wrong or not kinds or names == []:
-        raise ConfigError(
-            f"--heads takes {', '.join(_KNOWN_HEADS)}"
-            + (f", not '{wrong[0]}'." if wrong else ", and --backbones names.")
-        )
+    if names == []:
+        raise ConfigError("--backbones names one or more, with commas: resnet18,densenet121")
+    kinds = _heads_in(heads)
     with progress() as listener, listening(listener) if listener else nullcontext():
         candidates = candidates_of(settings, names)
         advice, page = advise_on(settings, candidates, kinds, references, quick)
@@ -567,7 +613,7 @@ def _heads_in(text: str) -> tuple[Kind, ...]:
 def _show(advice: Advice, page: Path, as_json: bool) -> None:
     recommended = advice.way(advice.recommended)
     value = {
-        **{name: getattr(advice, name) for name in ("studies", "patients", "best", "clear", "sentence")},
+        **{name: getattr(advice, name) for name in ("studies", "patients", "best", "clear", "sentence", "notes")},
         "recommended": asdict(recommended) if recommended else None,
         "ways": [asdict(way) for way in advice.ways],
         "hints": [asdict(hint) for hint in advice.hints],
@@ -579,14 +625,14 @@ def _show(advice: Advice, page: Path, as_json: bool) -> None:
     rows = [
         (
             ("* " if way.name == advice.recommended else "") + way.name,
-            *(number(bound) for bound in (way.score.value, way.score.low, way.score.high)),
+            number(way.score.value),
+            f"{number(way.score.low)} - {number(way.score.high)}",
             way.score.patients,
             "-" if way.seconds is None else f"{way.seconds:.1f}",
-            way.judged,
             "-" if way.ahead is None else f"{100 * way.ahead:.0f} %",
         )
         for way in advice.ways
     ]
-    columns = ("way", "AUROC", "low", "high", "patients", "seconds", "judged by", "best is ahead in")
-    table(f"{advice.title}: {advice.studies} studies of {advice.patients} patients, test part unopened", columns, rows)
+    columns = ("way", "AUROC", f"{100 * advice.level:.0f} % interval", "patients", "seconds", "best is ahead in")
+    table(f"{advice.title}: {advice.studies} studies of {advice.patients} patients; test part unopened", columns, rows)
     table("Advice", ("what", "value"), [("advice", advice.sentence), ("page", page)])

@@ -7,6 +7,7 @@ divide a patient. The test part is not an argument of anything here.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from medtl.progress import advance
 from medtl.records import FloatArray, IntArray, Task
 
 FOLDS = 5
-CERTAIN = 0.95  # share of resamples in which the best must be ahead
+CERTAIN = 0.95  # of a lead
+_ABOUT = 1.5  # times the cheapest: as cheap
 _LEAST = 1e-12  # probability whose logarithm is taken
 
 
@@ -135,6 +137,19 @@ class Contender:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """How far one way is ahead of another on the patients that both were judged on."""
+
+    share: float  # of resamples of these patients in which it is ahead
+    low: float | None  # of the lead, with 95 % certainty, widened for few patients; None: not estimable
+
+    @property
+    def certain(self) -> bool:
+        """Tell a lead from chance; a drawing of four patients alone would be too sure of itself."""
+        return self.share >= CERTAIN and self.low is not None and self.low > 0
+
+
+@dataclass(frozen=True, slots=True)
 class Recommendation:
     """What the measurements say."""
 
@@ -142,32 +157,38 @@ class Recommendation:
     best: str
     recommended: str  # the best, or the cheapest of those it did not beat
     unbeaten: tuple[str, ...]  # in the order they were given, the best among them
-    shares: dict[str, float]  # of resamples in which the best was ahead of each other
+    leads: dict[str, Lead]  # of the best over each other
 
 
-def recommend(contenders: Sequence[Contender], better: Callable[[str, str], float]) -> Recommendation | None:
+def recommend(contenders: Sequence[Contender], lead: Callable[[str, str], Lead]) -> Recommendation | None:
     """Recommend one of several ways; without a clear winner the cheapest of those that the best did not beat.
 
-    The best is the highest in cross-validation, unless one that was judged on the hold-out beats it there. None where
-    nothing could be estimated.
+    The best is the highest in cross-validation, unless one that was judged on the hold-out beats it there. Of those
+    that cost about as little as the cheapest (half as much again) the higher is taken: seconds are never exact. None
+    where nothing could be estimated.
 
     Args:
-        better: gives the share of resamples of their common patients in which the first is better than the second.
+        lead: gives the lead of the first over the second.
     """
     judged = [one for one in contenders if one.value is not None]
     if not judged:
         return None
-    crossed = [one for one in judged if one.folds] or judged
-    best = max(crossed, key=lambda one: one.value or 0.0)
-    ahead = [one for one in judged if not one.folds and one is not best and better(one.name, best.name) >= CERTAIN]
-    best = max(ahead, key=lambda one: one.value or 0.0, default=best)
-    shares = {one.name: better(best.name, one.name) for one in judged if one is not best}
-    unbeaten = [one for one in judged if shares.get(one.name, 0.0) < CERTAIN]
-    cheapest = min(unbeaten, key=lambda one: float("inf") if one.seconds is None else one.seconds)
-    clear = len(unbeaten) == 1
-    return Recommendation(
-        clear, best.name, (best if clear else cheapest).name, tuple(one.name for one in unbeaten), shares
-    )
+    best = max([one for one in judged if one.folds] or judged, key=_height)
+    ahead = [one for one in judged if not one.folds and one is not best and lead(one.name, best.name).certain]
+    best = max(ahead, key=_height, default=best)
+    leads = {one.name: lead(best.name, one.name) for one in judged if one is not best}
+    unbeaten = [one for one in judged if one is best or not leads[one.name].certain]
+    least = min(map(_cost, unbeaten))
+    chosen = best if len(unbeaten) == 1 else max((o for o in unbeaten if _cost(o) <= _ABOUT * least), key=_height)
+    return Recommendation(len(unbeaten) == 1, best.name, chosen.name, tuple(one.name for one in unbeaten), leads)
+
+
+def _height(one: Contender) -> float:
+    return -math.inf if one.value is None else one.value
+
+
+def _cost(one: Contender) -> float:
+    return math.inf if one.seconds is None else one.seconds
 
 
 def shortened(phases: Sequence[PhaseConfig], divisor: int) -> tuple[PhaseConfig, ...]:

@@ -85,7 +85,7 @@ def forecast(
     """
     device, precision = device_of(config), precision_of(config, device_of(config))
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
-        bench = _Bench(network, material, config, device, precision)
+        bench = _Bench(network, material, config, device, precision, room_mb is not None)
         costs = bench.costs()
         kept = _kept(config, network.stage_names, bench, costs, room_mb)
         return tuple(bench.phase(number, costs, kept[number]) for number in range(len(config.schedule)))
@@ -156,8 +156,10 @@ class _Bench:
         config: ModelConfig,
         device: torch.device,
         precision: cache.Precision,
+        keeps: bool,
     ) -> None:
         self.material, self.config, self.device, self.precision = material, config, device, precision
+        self.keeps = keeps  # there is a place for activations
         self.phases, self.size, self.task = config.schedule, config.batch_size, material.task
         self.network = copy.deepcopy(network)
         self.network.to(device, memory_format=network.memory_format)  # type: ignore[call-overload]
@@ -297,7 +299,7 @@ class _Bench:
         stored = [costs.read.get(boundary, 0.0) * count for count in batches]
         train_s = stored[0] if reads and cache.is_repeated(phase) else live[0]
         val_s = (stored if reads else live)[1] + learning.judge_s * self.counts[1] / len(self.batch)
-        preparation = self._pass_s(number, costs, filled)
+        preparation = self._measuring_s(number, costs) + self._pass_s(number, costs, filled)
         if phase.head == "gradient":
             epoch_s = train_s + learning.step_s * full + val_s
         else:
@@ -310,6 +312,13 @@ class _Bench:
         return PhaseForecast(
             phase.name, phase.epochs, seconds, preparation, epoch_s, peak, learning.trainable, boundary, reads
         )
+
+    def _measuring_s(self, number: int, costs: _Costs) -> float:
+        """Add up the batches on which training itself measures a trunk before it decides what to keep."""
+        if not self.keeps:
+            return 0.0
+        wanted = {frozen_count(self.phases[n], self.stages) for n in cache.sharing(self.phases, number, self.stages)}
+        return sum(costs.trunk[boundary] for boundary in wanted) + max((costs.trunk[b] for b in wanted), default=0.0)
 
     def _pass_s(self, number: int, costs: _Costs, filled: tuple[int, ...]) -> float:
         """Add up the pass that keeps activations at some boundaries for this phase and later ones."""

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from medtl.records import Score
-from medtl.report.figures import COLOURS, FAINT, INK, STYLE, _svg, drawable
+from medtl.report.figures import COLOURS, FAINT, INK, STYLE, as_svg, drawable
 from medtl.report.page import as_data, environment
 from medtl.report.tables import Table
 from medtl.report.words import DASH, interval, number
@@ -95,9 +95,9 @@ def sentence_of(best: Way | None, recommended: Way | None, unbeaten: int, clear:
     if best is None or recommended is None:
         return "Nothing could be estimated: there are too few patients of one kind. No recommendation."
     if clear and best.ahead is None and unbeaten == 1:
-        return f"{best.name} is recommended: it was ahead of every other in at least 95 % of resamples of the patients."
+        return f"{best.name} is recommended: it is ahead of every other with at least 95 % certainty."
     others = unbeaten - 1
-    cheap = "the cheapest of these" if recommended.name != best.name else "the best and the cheapest of these"
+    cheap = "among the cheapest of these" if recommended is not best else "the highest, and as cheap as any of these"
     return (
         f"No clear winner: {best.name} came out highest, but {others} other{'s' * (others != 1)} could not be told "
         f"from it. {recommended.name} is recommended: {cheap}{_cost(recommended)}."
@@ -197,7 +197,7 @@ def plot(advice: Advice) -> str:
         axes.set(ylim=(max(len(ways), 1) - 0.4, -0.6), xlabel="AUROC on patients not learned from")
         axes.set_yticks(range(len(ways)), [drawable(way.name, 48) for way, _ in ways], color=INK)
         axes.grid(axis="y", visible=False)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _seconds(value: float | None) -> str:
