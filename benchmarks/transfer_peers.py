@@ -618,7 +618,9 @@ def _material(job: Job, part: Part, pack: Any, work: Path) -> Any:
         return digest_of([str(work), list(chosen), view])
 
     task = "binary" if len(job.classes) == 2 else "multiclass"
-    return Material(train, val, task, [str(row) for row in part.train], name, judge)  # type: ignore[arg-type]
+    pool = sorted({row for fold in job.parts for row in (*fold.train, *fold.val)})  # folds share one trunk pass
+    kept = pool if len(job.parts) > 1 else None
+    return Material(train, val, task, [str(row) for row in part.train], name, judge, kept)  # type: ignore[arg-type]
 
 
 def _normalised(network: Any) -> Any:

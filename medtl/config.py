@@ -396,6 +396,7 @@ class ModelConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     processes: int = Field(1, ge=1, le=64, description="processes that train together (torchrun), one a GPU")
+    save_every_s: float = Field(20.0, ge=0, description="a crash costs at most so many seconds of training")
     threads: int | None = Field(None, ge=1, description="CPU threads; bits depend on it; default: all cores")
     scratch: bool = Field(False, description="also train the same network without weights on the same split")
     scratch_phases: tuple[PhaseConfig, ...] | None = Field(

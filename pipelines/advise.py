@@ -29,7 +29,7 @@ from medtl.artifacts import (
     write_json,
     write_record,
 )
-from medtl.config import STRATEGIES, Config, PhaseConfig
+from medtl.config import STRATEGIES, Config, ModelConfig
 from medtl.errors import ConfigError, PlanError, WeightsError
 from medtl.progress import advance, listening
 from medtl.records import Artifact, Cohort, Predictions, Score, Split
@@ -130,9 +130,9 @@ def candidates_of(config: Config, names: Sequence[str] | None) -> list[Candidate
 
 
 def _named(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Name candidates by their backbone, and by their weights where a backbone comes with several."""
+    """Name candidates by their backbone, and by their weights where it has several, or none."""
     once = list(dict.fromkeys(candidates))
-    times = Counter(one.backbone for one in once)
+    times = Counter(one.backbone for one in once if one.weights != "none")
     found = []
     for one in once:
         more = Path(one.weights).name.removeprefix("vault:") if times[one.backbone] > 1 else ""
@@ -517,14 +517,17 @@ def _with(config: Config, candidate: Candidate) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update=chosen)})
 
 
-def _short_model(config: Config, strategy: str, quick: bool) -> Any:
+def _short_model(config: Config, strategy: str, quick: bool) -> ModelConfig:
+    """Give a strategy with fewer epochs; from scratch at least as many as staged has in all."""
     from medtl.model.advise import shortened
 
-    phases: tuple[PhaseConfig, ...] = shortened(STRATEGIES[strategy], _QUICK if quick else _SHORT)
-    chosen: dict[str, Any] = {"phases": phases, "scratch": False}
-    if strategy == "scratch":
-        chosen["weights"] = "none"
-    return config.model.model_copy(update=chosen)
+    divisor = _QUICK if quick else _SHORT
+    phases = shortened(STRATEGIES[strategy], divisor)
+    if strategy != "scratch":
+        return config.model.model_copy(update={"phases": phases, "scratch": False})
+    least = sum(phase.epochs for phase in shortened(STRATEGIES["staged"], divisor))
+    phases = tuple(phase.model_copy(update={"epochs": max(phase.epochs, least)}) for phase in phases)
+    return config.model.model_copy(update={"phases": phases, "scratch": False, "weights": "none"})
 
 
 def _strategies_for(candidate: Candidate) -> tuple[str, ...]:

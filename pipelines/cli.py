@@ -22,8 +22,10 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from medtl import __version__
 from medtl.config import Config
 from medtl.errors import ConfigError, GateRefused, MedtlError
+from pipelines import lr_find as lr_find_verb
 from pipelines import scan_verbs
 from pipelines import weights as weight_verbs
+from pipelines.advise import advise
 from pipelines.terminal import ConfigFile, Json, Sets, Workspace, load, log_to_file, number, progress, show_table, table
 
 log = logging.getLogger("medtl")
@@ -50,6 +52,8 @@ for verb in (scan_verbs.convert, scan_verbs.deidentify, scan_verbs.listen):
     app.command(verb, group=scan_verbs.SCANS)
 app.command(scan_verbs.quarantine)
 app.command(weight_verbs.weights)
+app.command(advise, group=_RUNS)
+app.command(lr_find_verb.lr_find, name="lr-find", group=_LOOK)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -283,6 +283,7 @@ def fit_in_phases(
         "precision",
         "cache",
         "fetch",
+        "save_every_s",
     )
     inputs = {
         "split": split.digest,

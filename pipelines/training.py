@@ -57,7 +57,7 @@ def train(job: Job, folder: Path) -> None:
 def train_here(job: Job, folder: Path) -> None:
     """Train in this process, alone or as one of several that torchrun has started; the first writes the checkpoint."""
     from medtl.dataset.io import read_pack, read_plan, read_split
-    from medtl.model import fit, io, parallel
+    from medtl.model import estimate, fit, io, parallel
     from medtl.studies.io import read_cohort
 
     config, model = job.config, job.config.model
@@ -69,9 +69,14 @@ def train_here(job: Job, folder: Path) -> None:
     device = fit.device_of(model)
     network = parallel.prepare(network, model.schedule, device)
     material = material_for(config, cohort, split, read_pack(job.pack), job.pack_digest)
-    phases, history = fit.fit(
-        network, material, model, config.seed, io.FolderSaver(job.unfinished), activations_of(config), job.label
-    )
+    store = activations_of(config)
+    units: list[float] = []
+    if parallel.rank() == 0:
+        said = estimate.forecast(network, material, model, store.room_mb())
+        log.info("%s", estimate.describe(said))
+        units = estimate.work_units(said, model.schedule)
+    saver = io.FolderSaver(job.unfinished)
+    phases, history = fit.fit(network, material, model, config.seed, saver, store, job.label, parallel.agree(units))
     if parallel.rank() != 0:
         return
     described = {
@@ -182,7 +187,8 @@ def _in_processes(job: Job, folder: Path) -> None:
     )
     if done.returncode:
         reason = next((line for line in reversed(done.stderr.splitlines()) if "medtl-error:" in line), "")
-        log.error("%s", done.stderr[-_TAIL:])
+        if not reason:
+            log.error("%s", done.stderr[-_TAIL:])
         raise ModelError(
             f"Training in {count} processes failed. "
             + (reason.partition("medtl-error:")[2].strip() or "The log says why; ")

@@ -81,7 +81,7 @@ class Trunk:
         self.precision, self.numbers, self.batch_size, self.device = precision, numbers, batch_size, device
         self._normalise = network.normalise
         stages = list(network.stages.values())[: self.boundaries[-1]]
-        self._stages = stages if precision == "fp32" else [_narrowed(stage, TYPES[precision]) for stage in stages]
+        self.stages = stages if precision == "fp32" else [_narrowed(stage, TYPES[precision]) for stage in stages]
 
     def __call__(self, images: Tensor) -> dict[int, Tensor]:
         """Give the activations of up to ``batch_size`` images at each boundary, on the device.
@@ -97,7 +97,7 @@ class Trunk:
             images = torch.cat([images, images[-1:].expand(self.batch_size - count, *images.shape[1:])])
         with torch.no_grad(), autocast(self.device, self.precision):
             x = self._normalise(images)
-            for number, stage in enumerate(self._stages, 1):
+            for number, stage in enumerate(self.stages, 1):
                 x = stage(x)
                 if number in self.boundaries:
                     found[number] = x[:count].to(TYPES[self.numbers])
@@ -326,7 +326,7 @@ def measure(trunk: Trunk, example: Tensor) -> tuple[dict[int, float], dict[int, 
     seconds = {}
     for boundary in trunk.boundaries:
         shallow = copy.copy(trunk)
-        shallow.boundaries, shallow._stages = (boundary,), trunk._stages[:boundary]
+        shallow.boundaries, shallow.stages = (boundary,), trunk.stages[:boundary]
         started = time.perf_counter()
         shallow(example)
         if trunk.device.type == "cuda":

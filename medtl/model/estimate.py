@@ -372,7 +372,7 @@ def _largest_passing_mb(trunk: Trunk, images: Tensor) -> float:
         tensors = [t for t in (*taken, handed) if isinstance(t, Tensor)]
         most = max(most, sum(t.numel() * t.element_size() for t in tensors))
 
-    leaves = [module for stage in trunk._stages for module in stage.modules() if not list(module.children())]
+    leaves = [module for stage in trunk.stages for module in stage.modules() if not list(module.children())]
     hooks = [leaf.register_forward_hook(watch) for leaf in leaves]
     try:
         trunk(images)

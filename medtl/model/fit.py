@@ -37,6 +37,7 @@ from medtl.model.phases import (
     rate_factor,
     restore_optimiser,
     set_learning,
+    train_again,
     unfrozen_stages,
 )
 from medtl.model.surgery import HEAD, StagedNetwork
@@ -44,8 +45,7 @@ from medtl.progress import advance
 from medtl.records import AnyArray, Epoch, FloatArray, IntArray, Phase, Task
 
 log = logging.getLogger("medtl")
-_CLIP = 5.0  # norm of the gradient
-SAVE_EVERY_S = 20.0
+CLIP = 5.0  # norm of the gradient
 State = dict[str, Tensor]
 Judge = Callable[[FloatArray, FloatArray], float]  # probabilities of the new and of the old model -> share of resamples
 
@@ -208,20 +208,21 @@ def fit(
     saver: Saver,
     store: ActivationStore | None = None,
     label: str = "training",
-    save_every_s: float = SAVE_EVERY_S,
+    units: Sequence[float] | None = None,
 ) -> tuple[tuple[Phase, ...], tuple[Epoch, ...]]:
     """Train through all phases; leave the best state in the network, in evaluation mode.
 
     Args:
         store: where activations of frozen layers are kept; None: they are computed each time, with the same result.
+        units: forecast seconds of an epoch of each phase, for the progress that is shown.
 
     Raises:
         ModelError: the loss is not finite, or a frozen layer moved.
         ConfigError: BatchNorm would be frozen in a network that never learned its statistics.
     """
     if config.origin == "none":
-        _refuse_frozen_noise(network, config)
-    run = _Run(network, material, config, seed, saver, store, label, save_every_s)
+        refuse_frozen_noise(network, config)
+    run = _Run(network, material, config, seed, saver, store, label, units)
     while run.progress.phase < len(run.phases):
         run.phase()
     network.load_state_dict(run.whole(run.progress.best))
@@ -243,10 +244,10 @@ class _Run:
         saver: Saver,
         store: ActivationStore | None,
         label: str,
-        save_every_s: float,
+        units: Sequence[float] | None,
     ) -> None:
         self.network, self.material, self.config, self.seed = network, material, config, seed
-        self.saver, self.store, self.label, self.save_every_s = saver, store, label, save_every_s
+        self.saver, self.store, self.label = saver, store, label
         self.phases, self.task = config.schedule, material.task
         self.device = device_of(config)
         self.precision = precision_of(config, self.device)
@@ -254,7 +255,7 @@ class _Run:
         network.to(self.device, memory_format=network.memory_format)  # type: ignore[call-overload]
         self.start: State = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
         self.progress = saver.load() or Progress()
-        self.total = sum(phase.epochs for phase in self.phases)
+        self.units = units or [1.0] * len(self.phases)
         self.saved = time.monotonic()
         self.prefixes: dict[int, str] = {}  # boundary -> digest of the frozen stages, in this phase
         self.val_rows = np.sort(np.asarray(material.val.rows))
@@ -300,7 +301,7 @@ class _Run:
             progress.optimiser, progress.scaler = optimiser.state_dict(), scaler.state_dict()
             progress.epoch, progress.step = progress.epoch + 1, 0
             progress.losses, progress.count = 0.0, 0
-            advance(self.label, len(progress.history), self.total)
+            self._advance()
             if self._stops_early(phase):
                 break
             if progress.epoch < phase.epochs:
@@ -318,7 +319,7 @@ class _Run:
         pull: list[tuple[Tensor, Tensor]],
     ) -> None:
         progress, material = self.progress, self.material
-        set_learning(self.network, phase)
+        train_again(self.network, phase, boundary)
         batches = material.train.order(progress.phase, progress.epoch)
         steps = phase.epochs * len(batches)
         for step in range(progress.step, len(batches)):
@@ -327,6 +328,7 @@ class _Run:
             factor = rate_factor(phase, progress.epoch * len(batches) + step, steps)
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * factor
+            optimiser.zero_grad(set_to_none=True)
             loss = self._gradient(phase, boundary, train, batches[step], view, step, scaler, weights)
             if not math.isfinite(loss):
                 raise ModelError(
@@ -338,7 +340,7 @@ class _Run:
                 for parameter, origin in pull:
                     if parameter.grad is not None:
                         parameter.grad.add_(parameter - origin, alpha=phase.l2_sp)
-            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], _CLIP)
+            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], CLIP)
             scaler.step(optimiser)
             scaler.update()
             progress.losses += loss * len(batches[step])
@@ -364,7 +366,6 @@ class _Run:
         targets = self.material.train.targets
         whole = known_labels(targets[rows], self.task)
         mine = parallel.share_of(rows)
-        self.network.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(np.array_split(mine, min(self.config.accumulate, max(1, len(mine))))):
             if not len(part):
@@ -418,7 +419,8 @@ class _Run:
 
     def _validate(self, boundary: int, val: Source) -> tuple[float, FloatArray]:
         """Measure the mean loss and the probabilities of the validation part."""
-        self.network.eval()
+        for stage in list(self.network.stages.values())[boundary:]:
+            stage.eval()
         size, rows = self.config.batch_size, parallel.share_of(self.val_rows, whole=True)
         losses, found = 0.0, []
         with torch.no_grad(), autocast(self.device, self.precision):
@@ -447,6 +449,13 @@ class _Run:
             progress.phase_best = learning_state(self.network, phase)
             progress.phase_val = {"probabilities": torch.from_numpy(probabilities)}
 
+    def _advance(self) -> None:
+        """Tell how far it is, in thousandths of forecast seconds: epochs of different phases cost different time."""
+        planned = [unit * phase.epochs for unit, phase in zip(self.units, self.phases, strict=True)]
+        now = self.progress.phase
+        done = sum(planned[:now]) + (self.units[now] * self.progress.epoch if now < len(planned) else 0.0)
+        advance(self.label, round(1000 * done), max(1, round(1000 * sum(planned))))
+
     def _stops_early(self, phase: PhaseConfig) -> bool:
         return phase.patience is not None and self.progress.epoch - self.progress.phase_best_epoch >= phase.patience
 
@@ -472,7 +481,7 @@ class _Run:
         progress.losses, progress.count = math.nan, 1
         self._judge_epoch(phase, loss, probabilities)
         progress.epoch = 1
-        advance(self.label, len(progress.history), self.total)
+        self._advance()
 
     def _score(self, head: Linear | NearestNeighbours, boundary: int, val: Source) -> float:
         put_head(self.network, head)
@@ -615,6 +624,7 @@ class _Run:
         progress.phase, progress.epoch, progress.step = progress.phase + 1, 0, 0
         progress.current, progress.phase_best, progress.phase_val = {}, {}, {}
         progress.optimiser, progress.scaler, progress.losses, progress.count = None, None, 0.0, 0
+        self._advance()
 
     def _is_better(self) -> tuple[float | None, bool, str]:
         """Ask whether this phase beats the best one before it by more than chance on validation."""
@@ -632,7 +642,7 @@ class _Run:
         )
 
     def _is_time(self) -> bool:
-        return parallel.agree(time.monotonic() - self.saved >= self.save_every_s)
+        return parallel.agree(time.monotonic() - self.saved >= self.config.save_every_s)
 
     def _save(self, phase: PhaseConfig | None, now: bool = False) -> None:
         """Save where it is time; ``phase`` is the one that is not finished."""
@@ -643,7 +653,7 @@ class _Run:
             self.saved = time.monotonic()
 
 
-def _refuse_frozen_noise(network: StagedNetwork, config: ModelConfig) -> None:
+def refuse_frozen_noise(network: StagedNetwork, config: ModelConfig) -> None:
     """Refuse what cannot work: frozen BatchNorm, or a frozen trunk, of a network without weights."""
     from medtl.model.phases import Norms
 

@@ -23,7 +23,7 @@ from medtl.config import ModelConfig, PhaseConfig
 from medtl.errors import ConfigError, ModelError
 from medtl.model import cache
 from medtl.model.cache import Images, Source, Trunk, autocast, to_images
-from medtl.model.fit import _CLIP, Material, _refuse_frozen_noise, device_of, precision_of
+from medtl.model.fit import CLIP, Material, device_of, precision_of, refuse_frozen_noise
 from medtl.model.losses import class_weights, known_labels, loss_sum, mixture
 from medtl.model.phases import frozen_count, make_optimiser, set_learning
 from medtl.model.surgery import HEAD, StagedNetwork
@@ -75,7 +75,7 @@ def find_learning_rate(
         ModelError: the training part has no batch of two images.
     """
     if config.origin == "none":
-        _refuse_frozen_noise(network, config)
+        refuse_frozen_noise(network, config)
     number = choose_phase(config.schedule, network.stage_names, phase)
     device = device_of(config)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
@@ -129,15 +129,16 @@ def read_curve(
 ) -> tuple[float | None, float | None, tuple[float, ...], str]:
     """Read a curve: the rate of steepest descent, a tenth of the rate of the least loss, the smoothed loss, a note.
 
-    Losses are cut off at the mark of divergence, so that the last ones do not bend what lies before them.
+    Losses are cut off at the mark of divergence (never below where they began), so that the last ones do not bend what
+    lies before them.
     """
     if len(losses) < 2 * _EDGE + 2:
         return None, None, tuple(losses), "No clear minimum: the loss broke away at once."
     heights = np.asarray(losses)
-    cut = np.minimum(heights, _DIVERGED * max(float(_watched(losses).min()), 1e-12))
+    early = max(_EDGE, len(losses) // 10)
+    cut = np.minimum(heights, max(_DIVERGED * float(_watched(losses).min()), float(heights[:early].max())))
     smoothed = smooth(cut)
     least = int(smoothed.argmin())
-    early = max(_EDGE, len(losses) // 10)
     judged = max(least + 1, 2 * early)
     scatter = float(np.std(cut[:judged] - smoothed[:judged]))
     # both are weighted means of independent batches, and the least is the lowest of many
@@ -218,7 +219,7 @@ class _Sweep:
                 for parameter, origin in self.pull:
                     if parameter.grad is not None:
                         parameter.grad.add_(parameter - origin, alpha=self.phase.l2_sp)
-            nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], _CLIP)
+            nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], CLIP)
             self.scaler.step(self.optimiser)
             self.scaler.update()
         return loss

@@ -116,16 +116,29 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -
 
 
 def set_learning(network: StagedNetwork, phase: PhaseConfig) -> int:
-    """Put every stage in the mode the phase wants; call it again at each epoch. Give the number of frozen stages."""
-    learning = set(unfrozen_stages(phase, network.stage_names))
-    for name, stage in network.stages.items():
-        stage.train(name in learning)
-        stage.requires_grad_(name in learning)
-        if name in learning and phase.batchnorm == "frozen":
+    """Put every stage in the mode the phase wants; give the number of frozen stages.
+
+    Nobody but this touches a frozen stage's mode: validation and :func:`train_again` go to the unfrozen ones alone.
+    """
+    boundary = frozen_count(phase, network.stage_names)
+    for number, stage in enumerate(network.stages.values()):
+        stage.train(number >= boundary)
+        stage.requires_grad_(number >= boundary)
+        if number >= boundary and phase.batchnorm == "frozen":
             for module in stage.modules():
                 if isinstance(module, Norms):
                     module.eval().requires_grad_(False)
-    return len(network.stage_names) - len(learning)
+    return boundary
+
+
+def train_again(network: StagedNetwork, phase: PhaseConfig, boundary: int) -> None:
+    """Put the unfrozen stages back into training after validation; a frozen BatchNorm in them stays as it is."""
+    for stage in list(network.stages.values())[boundary:]:
+        stage.train()
+        if phase.batchnorm == "frozen":
+            for module in stage.modules():
+                if isinstance(module, Norms):
+                    module.eval()
 
 
 def frozen_state(network: StagedNetwork, phase: PhaseConfig) -> dict[str, Tensor]:

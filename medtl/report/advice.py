@@ -195,7 +195,7 @@ def plot(advice: Advice) -> str:
             axes.plot([value], [place], "o", ms=8, mfc=face, mec=colour, mew=1.6)
         axes.axvline(0.5, color=FAINT, lw=1, ls=(0, (3, 3)))
         axes.set(ylim=(max(len(ways), 1) - 0.4, -0.6), xlabel="AUROC on patients not learned from")
-        axes.set_yticks(range(len(ways)), [drawable(way.name, 48) for way, _ in ways], color=INK)
+        axes.set_yticks(range(len(ways)), [drawable(way.name, 64) for way, _ in ways], color=INK)
         axes.grid(axis="y", visible=False)
         return as_svg(figure)
 

@@ -35,6 +35,7 @@ def range_test(
         for (name, rate), colour in zip(present.items(), COLOURS[1:], strict=False):
             axes.axvline(rate, color=colour, lw=1.2, ls=(0, (4, 3)), label=f"{drawable(name)}: {rate:.1e}")
         axes.set(xlabel="Learning rate of the head", ylabel="Loss")
+        axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}")  # powers would be set as mathematics
         if losses:
             axes.set(ylim=_limits(losses, smoothed))
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -22,9 +22,10 @@ model:
   weights: none
   batch_size: 8
   threads: 1
+  save_every_s: 0
   phases:
     - {{name: head, unfreeze: head, epochs: 1, lr: 1.0e-2}}
-    - {{name: all, unfreeze: all, epochs: 2, lr: 3.0e-3}}
+    - {{name: all, unfreeze: all, epochs: 2, lr: 3.0e-3, batchnorm: with_stage}}
 evaluation: {{uncertainty: {{resamples: 200}}}}
 """
 

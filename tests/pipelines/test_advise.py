@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from medtl.audit import AuditLog
 from medtl.errors import ConfigError, PlanError, WeightsError
 from medtl.model.surgery import source_network
+from medtl.model.vault import Vault, read_weights
 from medtl.records import Split
 from pipelines.advise import advise
 
@@ -89,7 +90,7 @@ def test_another_backbone_is_all_that_is_measured_anew(tmp_path: Path, said: Adv
     assert (len(before), len(after)) == (1, 2) and before.items() <= after.items()
     assert both["ways"][0]["score"] == first["ways"][0]["score"]
     names = [way["name"] for way in both["ways"]]
-    assert names == [f"{NAME} (without weights), nearest neighbours", f"{NAME} (ours.safetensors), nearest neighbours"]
+    assert names == [f"{NAME} (without weights), nearest neighbours", f"{NAME}, nearest neighbours"]
     assert [hint["frechet"] is None for hint in both["hints"]] == [True, False]
     assert not kept(tmp_path / "workspace", "reference")
 
@@ -101,6 +102,16 @@ def test_a_backbone_that_cannot_take_the_images_is_left_out_and_said(said: Advis
     assert "vit_b_16 (without weights) was left out" in found["notes"][0]
     with pytest.raises((ConfigError, PlanError), match="16"):
         said("--backbones", "vit_b_16=none", *how)
+
+
+def test_weights_in_the_vault_are_compared_and_told_apart(tmp_path: Path, said: Advise, weights: Path) -> None:
+    vault = Vault(tmp_path / "workspace" / "weights")
+    for name in ("one", "two"):
+        vault.add(name, NAME, read_weights(weights), "a test")
+    found = said("--no-references", "--heads", "knn")
+    assert [way["name"] for way in found["ways"]] == [f"{NAME} ({name}), nearest neighbours" for name in ("one", "two")]
+    assert found["ways"][0]["settings"][1] == "model.weights=vault:one"
+    assert not found["clear"] and "No clear winner" in found["sentence"]  # they are the same weights
 
 
 def test_without_weights_it_says_how_to_get_some(said: Advise) -> None:

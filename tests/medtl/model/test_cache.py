@@ -114,7 +114,7 @@ def test_the_longest_unused_activations_make_room(tmp_path: Path) -> None:
 def test_numbers_too_large_for_sixteen_bits_are_said() -> None:
     frozen = trunk([1], numbers="fp16")
     with torch.no_grad():
-        for module in frozen._stages[0].modules():
+        for module in frozen.stages[0].modules():
             if isinstance(module, torch.nn.Conv2d):
                 module.weight.mul_(1e9)
     with pytest.raises(ModelError, match=r"model\.cache\.numbers to fp32"):

@@ -83,6 +83,13 @@ def test_what_is_kept_costs_its_pass_once() -> None:
     assert not any(one.kept for one in forecast(network(), material(), setup, room_mb=0.0))
 
 
+def test_a_pass_over_more_images_takes_longer() -> None:
+    setup = config(HEAD, cache={"use": "always"})
+    few, many = (forecast(network(), material(n), setup, room_mb=1000)[0] for n in (48, 4800))
+    assert many.preparation_s > 8 * few.preparation_s
+    assert many.epoch_s > 8 * few.epoch_s
+
+
 def test_a_trunk_that_moved_is_passed_again() -> None:
     phases = [p.model_copy(update={"name": str(n)}) for n, p in enumerate((HEAD, ALL, HEAD))]
     found = forecast(network(), material(), config(*phases, cache={"use": "always"}), room_mb=1000)

@@ -64,10 +64,16 @@ def material(n: int = 36, seed: int = 0, judge: fit.Judge = lambda new, old: 1.0
 def train(saver: Any, *phases: PhaseConfig, **options: Any) -> tuple[Any, Any, dict[str, torch.Tensor]]:
     fit.make_deterministic(0, 1)
     network, _ = build_network(NAME, 24, 1, 2, options.get("dropout", 0.1), None, 0.9, seed=0)
-    store, every = options.pop("store", None), options.pop("save_every_s", 0.0)
+    store = options.pop("store", None)
     data = options.pop("material", None) or material()
-    config = ModelConfig(backbone=NAME, weights="none", batch_size=8, phases=phases, **{"precision": "fp32", **options})
-    done, history = fit.fit(network, data, config, 0, saver, store, save_every_s=every)
+    config = ModelConfig(
+        backbone=NAME,
+        weights="none",
+        batch_size=8,
+        phases=phases,
+        **{"precision": "fp32", "save_every_s": 0.0, **options},
+    )
+    done, history = fit.fit(network, data, config, 0, saver, store)
     return done, history, network.state_dict()
 
 
@@ -184,14 +190,12 @@ def test_a_frozen_layer_that_moves_stops_the_run(monkeypatch: pytest.MonkeyPatch
 
 def test_a_frozen_buffer_that_drifts_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commonest fault of all: requires_grad is False, and the running statistics of BatchNorm move all the same."""
-    real = fit.set_learning
 
-    def as_tutorials_do(network: Any, phase: Any) -> int:
-        frozen = real(network, phase)
+    def as_tutorials_do(network: Any, phase: Any, boundary: int) -> None:
         network.train()
-        return frozen
+        network(torch.rand(8, 1, 24, 24) + 3)
 
-    monkeypatch.setattr(fit, "set_learning", as_tutorials_do)
+    monkeypatch.setattr(fit, "train_again", as_tutorials_do)
     with pytest.raises(ModelError, match="changed a layer that was frozen"):
         train(Memory(), HEAD)
 
@@ -312,3 +316,33 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
         assert factors[9] == 1.0
         assert factors[0] == 0.1
         assert factors[-1] == pytest.approx(end, abs=0.02)
+
+
+def test_folds_share_what_a_frozen_trunk_hands_on(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second fold computes nothing below the boundary, and learns what it would learn alone."""
+    from dataclasses import replace
+
+    from medtl.model.cache import Trunk
+
+    plain = HEAD.model_copy(update={"augment": False, "epochs": 3})
+    whole = material()
+    pool = list(range(36))
+
+    def fold(number: int) -> Material:
+        held = [row for row in pool if row % 3 == number]
+        rest = [row for row in pool if row % 3 != number]
+        patients = [f"p-{row // 2}" for row in rest]
+        train, val = replace(whole.train, rows=rest), replace(whole.val, rows=held)  # type: ignore[type-var]
+        return replace(whole, train=train, val=val, groups=patients, pool=pool)
+
+    options = {"cache": {"use": "always"}, "store": FolderActivations(tmp_path, 100)}
+    train(Memory(), plain, material=fold(0), **options)
+    asked: list[int] = []
+    real = Trunk.__call__
+    monkeypatch.setattr(Trunk, "__call__", lambda trunk, images: (asked.append(len(images)), real(trunk, images))[1])
+    _, history, state = train(
+        Memory(), plain, material=fold(1), cache={"use": "always"}, store=FolderActivations(tmp_path, 100)
+    )
+    assert asked == []
+    alone = train(Memory(), plain, material=replace(fold(1), pool=None))
+    assert history == alone[1] and same(state, alone[2])

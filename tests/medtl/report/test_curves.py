@@ -21,6 +21,12 @@ def test_the_same_numbers_give_the_same_bytes_and_each_mark_shows() -> None:
     assert draw(1e-2) != draw(1e-3) != draw(None)
 
 
+def test_rates_are_written_plainly() -> None:
+    svg = range_test(RATES, LOSSES, LOSSES, {})
+    assert "<!-- 1e-04 -->" in svg
+    assert "math" not in svg
+
+
 def test_one_step_can_be_drawn() -> None:
     assert "<svg" in range_test([1e-6], [0.7], [0.7], {"configured": 1e-3})
 
