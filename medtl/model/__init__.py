@@ -2,6 +2,12 @@
 
 ::
 
-    backbones (the table) ─▶ surgery (stages, stem, head) ─▶ phases (who learns, how fast) ─▶ fit ─▶ predict
-                              weights (did they arrive?) ──┘
+    backbones (the table) ─▶ surgery (stages, stem, head) ─▶ fit, phase by phase ─▶ predict
+    vault ─▶ weights (names, did they arrive?) ──┘             ├ phases   who learns, how fast; the proof
+      ├ pickles   read in a child process                      ├ cache    what is frozen runs once
+      └ download  checked before it is opened                  ├ losses, heads (solved by scikit-learn)
+                                                               └ parallel several processes as one
+    before: advise (which backbone), lr_find (which rate), estimate (how long, how much memory)
+
+Files are touched by io (checkpoints, progress, kept activations), vault, pickles and download alone.
 """

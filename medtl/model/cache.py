@@ -279,7 +279,9 @@ def fill(trunk: Trunk, images: Images, view: int, kept: Mapping[int, Kept], shar
     """
     size = chunk_rows(trunk.batch_size)
     missing = sorted({chunk for one in kept.values() for chunk in one.missing()})
-    for done, chunk in enumerate(missing[share[0] :: share[1]], 1):
+    # by the chunk's own number: processes look at different times, and must not divide different lists
+    mine = [chunk for chunk in missing if chunk % share[1] == share[0]]
+    for done, chunk in enumerate(mine, 1):
         rows = images.rows[chunk * size : (chunk + 1) * size]
         parts: dict[int, list[AnyArray]] = {boundary: [] for boundary in kept}
         for start in range(0, len(rows), trunk.batch_size):
@@ -289,7 +291,7 @@ def fill(trunk: Trunk, images: Images, view: int, kept: Mapping[int, Kept], shar
                 found.append(to_stored(handed[boundary]))
         for boundary, found in parts.items():
             kept[boundary].write(chunk, np.concatenate(found))
-        advance(label, done, -(-len(missing) // share[1]))
+        advance(label, done, len(mine))
 
 
 def key_of(prefix: str, trunk: Trunk, images: str, threads: int) -> str:

@@ -552,6 +552,12 @@ class _Run:
                 kept = {b: self._open(trunk, images, view, b, shapes[b]) for b in here}
                 cache.fill(trunk, images, view, kept, (parallel.rank(), parallel.world()), f"frozen layers, {part}")
                 parallel.wait()
+                for depth in here:
+                    if not self.store.has(self._key(trunk, images, view, depth)):
+                        raise ModelError(
+                            "Another process did not keep its share of the activations. Run the command again, or set "
+                            "model.cache.use to never."
+                        )
                 if boundary in kept:
                     found[part][view] = kept[boundary]
         return found

@@ -157,3 +157,13 @@ def test_what_does_not_fit_is_left_out_the_latest_phase_first() -> None:
     assert decision((HEAD, LAST), room=20).boundaries == (5,)
     none = decision((HEAD, LAST), room=1)
     assert none.boundaries == () and "do not fit" in none.reason
+
+
+def test_processes_that_look_at_different_times_leave_no_chunk_out(tmp_path: Path) -> None:
+    frozen = trunk([5], batch_size=2)
+    images = Images(np.arange(84), lambda rows, _: PIXELS[rows % 21], str)
+    store = FolderActivations(tmp_path, 100)
+    kept = {5: store.entry("k", (84, 128), np.dtype("<f4"), cache.chunk_rows(2))}
+    for process in (0, 1):  # the second begins when the first has finished
+        fill(frozen, images, cache.CLEAN, kept, (process, 2), "x")
+    assert kept[5].missing() == [] and store.has("k")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from medtl.config import ModelConfig, PhaseConfig, TransformsConfig
+from medtl.config import STRATEGIES, ModelConfig, PhaseConfig, TransformsConfig
 from medtl.dataset.loading import EvaluationBatches, TrainingBatches
 from medtl.errors import ConfigError, ModelError
 from medtl.model import fit
@@ -66,13 +66,8 @@ def train(saver: Any, *phases: PhaseConfig, **options: Any) -> tuple[Any, Any, d
     network, _ = build_network(NAME, 24, 1, 2, options.get("dropout", 0.1), None, 0.9, seed=0)
     store = options.pop("store", None)
     data = options.pop("material", None) or material()
-    config = ModelConfig(
-        backbone=NAME,
-        weights="none",
-        batch_size=8,
-        phases=phases,
-        **{"precision": "fp32", "save_every_s": 0.0, **options},
-    )
+    given = {"weights": "none", "precision": "fp32", "save_every_s": 0.0, **options}
+    config = ModelConfig(backbone=NAME, batch_size=8, phases=phases, **given)
     done, history = fit.fit(network, data, config, 0, saver, store)
     return done, history, network.state_dict()
 
@@ -346,3 +341,22 @@ def test_folds_share_what_a_frozen_trunk_hands_on(tmp_path: Any, monkeypatch: py
     assert asked == []
     alone = train(Memory(), plain, material=replace(fold(1), pool=None))
     assert history == alone[1] and same(state, alone[2])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_moves_what_it_says_and_nothing_else(strategy: str) -> None:
+    phases = tuple(p.model_copy(update={"epochs": 1}) for p in STRATEGIES[strategy])
+    fit.make_deterministic(0, 1)
+    start = build_network(NAME, 24, 1, 2, 0.1, None, 0.9, seed=0)[0].state_dict()
+    # the network counts as one with weights: frozen BatchNorm would be refused otherwise
+    done, history, state = train(Memory(), *phases, weights="some.pth")
+    assert [p.name for p in done] == [p.name for p in phases] and len(history) == len(phases)
+    assert all(p.frozen_digest_before == p.frozen_digest_after for p in done)
+    assert done[-1].kept, "the judge says that every phase is better"
+    moved = {key for key, value in state.items() if not torch.equal(value, start[key])}
+    allowed = {name for p in done for name in p.trainable}
+    if any(p.batchnorm == "with_stage" for p in phases):
+        allowed |= {key for key in state if "running_" in key or "num_batches" in key}
+    assert moved and moved <= allowed
+    frozen = {stage for p in done for stage in p.frozen} - {stage for p in done for stage in p.unfrozen}
+    assert not any(key.split(".")[1] in frozen for key in moved)
