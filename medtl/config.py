@@ -246,6 +246,19 @@ class PlanConfig(Section):
     channels: Literal[1, 3] | None = None
     intensity: Literal["auto", "fixed", "per_image"] = "auto"
     percentiles: tuple[float, float] = (0.5, 99.5)
+    volumes: Literal["slices", "whole"] | None = Field(
+        None, description="how a volume is shown; null: slices to a backbone of two dimensions, whole to one of three"
+    )
+    axis: Literal["auto", "axial", "coronal", "sagittal"] = Field(
+        "auto", description="how volumes are sliced; auto: along the axis in which most training volumes are coarsest"
+    )
+    slices: int | None = Field(
+        None, ge=1, le=512, description="slices shown of a volume, evenly spaced; null: the training median, at most 32"
+    )
+    neighbours: int = Field(0, ge=0, le=3, description="2.5-D: slices on each side, as further channels of a slice")
+    depth: int | None = Field(
+        None, ge=16, le=512, description="slices of a whole volume; null: from the training median, at most 96"
+    )
 
     @model_validator(mode="after")
     def _percentiles_span(self) -> Self:
@@ -437,7 +450,7 @@ class ThresholdConfig(Section):
 
 
 class UncertaintyConfig(Section):
-    """Bootstrap over patients (medtl/evaluation/uncertainty.py)."""
+    """Patients drawn again, and left out one by one (medtl/evaluation/uncertainty.py)."""
 
     resamples: int = Field(2000, ge=100, le=100_000)
     level: float = Field(0.95, gt=0.5, lt=1)

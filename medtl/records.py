@@ -178,7 +178,7 @@ class Plan:
     task: Task
     classes: tuple[str, ...]
     size: tuple[int, int]  # rows, columns
-    channels: int  # 1 or 3
+    channels: int  # 1 or 3; of slices of a volume 2 * neighbours + 1
     bits: int  # of the packed array: 8 or 16
     intensity: Literal["fixed", "per_image"]
     low: float | None  # value that becomes 0, where fixed
@@ -186,6 +186,11 @@ class Plan:
     percentiles: tuple[float, float]  # used where per_image
     facts: Mapping[str, Any]  # what was measured on the training part
     reasons: Mapping[str, str]  # why each decision was taken
+    volumes: Literal["slices", "whole"] | None = None  # how a volume is shown; None: images are wanted
+    axis: Literal["sagittal", "coronal", "axial"] | None = None  # how volumes are sliced
+    slices: int = 1  # rows of the packed array that one study has
+    neighbours: int = 0  # slices on each side that are further channels
+    depth: int | None = None  # slices of a whole volume
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from medtl.artifacts import file_digest
 from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
-from medtl.records import AnyArray, Artifact, Exclusion, FloatArray
+from medtl.records import AnyArray, Artifact, Exclusion, FloatArray, Plan, Scan
 from pipelines.results import excluded
 
 if TYPE_CHECKING:
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str, Any]:
     """Prepare new scans by a release's plan, predict, decide at its operating point, write the table."""
     from medtl.dataset.io import read_plan
+    from medtl.dataset.loading import voted
     from medtl.dataset.plan import misfit
-    from medtl.dataset.transforms import prepare
+    from medtl.dataset.transforms import prepare_scan
     from medtl.delivery import table
     from medtl.delivery.io import write_table
     from medtl.evaluation.io import read_evaluation
@@ -42,17 +43,18 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     pixels = PixelStore(pixel_folder(config))
     known = {scan: misfit(scan, plan) for scan in read_scans(scans.path) if scan.mask_of is None}
     found = [scan for scan, why in known.items() if why is None]
-    size = config.model.batch_size
+    size = max(1, config.model.batch_size // plan.slices)
 
     def batches() -> Iterator[tuple[AnyArray, FloatArray]]:
         for start in range(0, len(found), size):
-            images = np.stack([prepare(pixels(scan), plan) for scan in found[start : start + size]])
+            images = np.concatenate([prepare_scan(pixels(scan), scan, plan) for scan in found[start : start + size]])
             yield images, np.full((len(images), len(plan.classes)), np.nan)
 
     fit.make_deterministic(config.seed, config.model.threads)
     probabilities: FloatArray = np.zeros((0, len(plan.classes)))
     if found:
-        probabilities = predict(io.read_network(folder), batches(), plan.task, fit.device_of(config.model))
+        by_row = predict(io.read_network(folder), batches(), plan.task, fit.device_of(config.model))
+        probabilities = voted(by_row, plan.slices)
     decisions = table.decide(probabilities, evaluation)
 
     files = source_files(config)
@@ -60,7 +62,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     by_item = {keys.file(file.relative): file.relative for file in files}
     left_out = [e for e in excluded(scans) if e.code != "duplicate_file"]  # a duplicate has a row of its own already
     unfit = [
-        (Exclusion(scan.scan_id[:16], "dataset", "depth_differs", why), name)
+        (Exclusion(scan.scan_id[:16], "dataset", _misfit_code(scan, plan), why), name)
         for scan, why in known.items()
         if why is not None
         for name in names[scan.scan_id]
@@ -91,3 +93,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
         "excluded": dict(Counter(e.code for e in (*excluded(scans), *(e for e, _ in unfit)))),
         "decisions": dict(Counter(decisions)),
     }
+
+
+def _misfit_code(scan: Scan, plan: Plan) -> str:
+    return "depth_differs" if scan.is_volume == (plan.volumes is not None) else "kind_differs"

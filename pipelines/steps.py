@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from medtl.artifacts import (
     Store,
     code_digest,
@@ -212,12 +214,14 @@ def make_plan(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
 
     row = BACKBONES.get(config.model.backbone)
     least, multiple = (row.min_size, row.multiple) if row is not None else (16, 1)
+    dimensions = row.dimensions if row is not None else 2
     inputs = {
         "scans": scans.digest,
         "split": split.digest,
         "config": _settings(config.dataset.plan),
         "min_size": least,
         "multiple": multiple,
+        "dimensions": dimensions,
         "code": code_digest("dataset"),
     }
 
@@ -228,14 +232,14 @@ def make_plan(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
         chosen = [by_study[s.study_id] for s in known.studies if s.study_id in training]
         settings = config.dataset.plan
         read = PixelStore(pixel_folder(config))
-        made = plan.make_plan(chosen, read, known.task, known.classes, settings, least, multiple)
+        made = plan.make_plan(chosen, read, known.task, known.classes, settings, least, multiple, dimensions)
         io.write_plan(folder, made)
 
     return _make(config, "plan", inputs, build)
 
 
 def pack_images(config: Config, scans: Artifact, cohort: Artifact, plan: Artifact) -> Artifact:
-    """Scans -> one array at the plan's size, a row per study in the cohort's order."""
+    """Scans -> one array at the plan's size, the plan's rows per study in the cohort's order."""
     from medtl.dataset import io
     from medtl.dataset.plan import misfit
     from medtl.scans.segments import PixelStore
@@ -248,11 +252,16 @@ def pack_images(config: Config, scans: Artifact, cohort: Artifact, plan: Artifac
         by_study = _scans_by_study(scans, known)
         ordered = [by_study[study.study_id] for study in known.studies]
         how = io.read_plan(plan.path)
-        wrong = sum(misfit(scan, how) is not None for scan in ordered)
+        wrong = [why for scan in ordered if (why := misfit(scan, how)) is not None]
+        if wrong and how.volumes is None and not any(scan.is_volume for scan in ordered):
+            raise PlanError(
+                f"{len(wrong)} of {len(ordered)} scans have another bit depth than the training images the fixed range "
+                "was measured on. Normalise each image by itself: --set dataset.plan.intensity=per_image"
+            )
         if wrong:
             raise PlanError(
-                f"{wrong} of {len(ordered)} scans have another bit depth than the training images the fixed range was "
-                "measured on. Normalise each image by itself: --set dataset.plan.intensity=per_image"
+                f"{len(wrong)} of {len(ordered)} scans do not fit the plan, the first: {wrong[0]}. Take them out of "
+                "the label table, or normalise each by itself: --set dataset.plan.intensity=per_image"
             )
         io.write_pack(folder, ordered, PixelStore(pixel_folder(config)), how)
 
@@ -344,7 +353,7 @@ def predict_part(
 ) -> Artifact:
     """Checkpoint -> probabilities of one part. Opening the test part is logged, with what for (model or reference)."""
     from medtl.dataset import io as dataset_io
-    from medtl.dataset.loading import EvaluationBatches
+    from medtl.dataset.loading import EvaluationBatches, rows_of, slices_of, voted
     from medtl.evaluation.io import write_predictions
     from medtl.model import fit, io
     from medtl.model.predict import predict
@@ -367,9 +376,12 @@ def predict_part(
             )
         chosen, rows = parts.part(part), _rows(known)
         images, targets = dataset_io.read_pack(pack.path), known.targets
+        slices = slices_of(images, len(known.studies))
+        shown = rows_of([rows[s] for s in chosen], slices)
         fit.make_deterministic(config.seed, config.model.threads)
-        batches = EvaluationBatches(images, targets, [rows[s] for s in chosen], config.model.batch_size)
-        probabilities = predict(io.read_network(checkpoint.path), batches, known.task, fit.device_of(config.model))
+        batches = EvaluationBatches(images, np.repeat(targets, slices, 0), shown, config.model.batch_size)
+        by_row = predict(io.read_network(checkpoint.path), batches, known.task, fit.device_of(config.model))
+        probabilities = voted(by_row, slices)
         patient = {study.study_id: study.patient for study in known.studies}
         write_predictions(
             folder,

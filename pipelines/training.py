@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from medtl.artifacts import Store, code_digest, digest_of, write_bytes
 from medtl.config import Config, ModelConfig
 from medtl.errors import ModelError
@@ -114,17 +116,22 @@ def network_for(config: Config, cohort: Cohort, plan: Plan) -> tuple[StagedNetwo
 
 
 def material_for(config: Config, cohort: Cohort, split: Split, images: Any, pack_digest: str) -> Material:
-    """Bring together what is learned from and what it is judged on; never the test part."""
-    from medtl.dataset.loading import CLEAN, EvaluationBatches, TrainingBatches
+    """Bring together what is learned from and what it is judged on; never the test part.
+
+    Slices of volumes are learned from one by one, each with its study's target and patient. The judge lets them vote.
+    """
+    from medtl.dataset.loading import CLEAN, EvaluationBatches, TrainingBatches, rows_of, slices_of, voted
     from medtl.evaluation.superiority import share_better
     from medtl.model.fit import Material
 
     rows = {study.study_id: row for row, study in enumerate(cohort.studies)}
     patient = {study.study_id: study.patient for study in cohort.studies}
     size, targets = config.model.batch_size, cohort.targets
-    train_rows, val_rows = [rows[s] for s in split.train], [rows[s] for s in split.val]
-    train = TrainingBatches(images, targets, train_rows, size, config.dataset.transforms, config.seed)
-    val = EvaluationBatches(images, targets, val_rows, size)
+    slices = slices_of(images, len(cohort.studies))
+    by_row = np.repeat(targets, slices, 0)
+    train_rows, val_rows = (rows_of([rows[s] for s in part], slices) for part in (split.train, split.val))
+    train = TrainingBatches(images, by_row, train_rows, size, config.dataset.transforms, config.seed)
+    val = EvaluationBatches(images, by_row, val_rows, size)
     in_order = sorted(split.val, key=rows.__getitem__)
     code = code_digest("model", "dataset")
 
@@ -134,11 +141,12 @@ def material_for(config: Config, cohort: Cohort, split: Split, images: Any, pack
 
     def judge(new: Any, old: Any) -> float:
         return share_better(
-            new, old, targets[[rows[s] for s in in_order]], in_order, [patient[s] for s in in_order],
-            config.model.monitor, _GUARD_RESAMPLES, config.seed,
+            voted(new, slices), voted(old, slices), targets[[rows[s] for s in in_order]], in_order,
+            [patient[s] for s in in_order], config.model.monitor, _GUARD_RESAMPLES, config.seed,
         )  # fmt: skip
 
-    return Material(train, val, cohort.task, [patient[s] for s in split.train], name, judge)
+    groups = [patient[s] for s in split.train for _ in range(slices)]
+    return Material(train, val, cohort.task, groups, name, judge)
 
 
 def activations_of(config: Config) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from medtl.artifacts import load_array, read_record, write_record
-from medtl.dataset.transforms import prepare
+from medtl.dataset.transforms import prepare_scan
 from medtl.progress import advance
 from medtl.records import AnyArray, Plan, Scan, Split
 
@@ -36,14 +36,19 @@ def read_plan(folder: Path) -> Plan:
 
 
 def write_pack(folder: Path, scans: Sequence[Scan], read: Callable[[Scan], AnyArray], plan: Plan) -> None:
-    """Prepare every scan, in this order, into one array (n, rows, columns, channels)."""
-    shape = (len(scans), *plan.size, plan.channels)
+    """Prepare every scan, in this order, into one array.
+
+    (n, rows, columns, channels) of images; of volumes shown as slices ``plan.slices`` such rows each, one after the
+    other; of whole volumes (n, depth, rows, columns, channels).
+    """
+    space = plan.size if plan.depth is None else (plan.depth, *plan.size)
+    shape = (len(scans) * plan.slices, *space, plan.channels)
     dtype = np.dtype(np.uint8 if plan.bits == 8 else np.uint16)
     with (folder / IMAGES).open("wb") as stream:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         for number, scan in enumerate(scans, 1):
-            stream.write(prepare(read(scan), plan).data)
+            stream.write(np.ascontiguousarray(prepare_scan(read(scan), scan, plan)).data)
             advance("packing images", number, len(scans))
 
 

@@ -3,6 +3,9 @@
 A row finds a scan by path, else by bare file name, else by stem, each only where it is the one scan with that name; or
 by any of its DICOM UIDs, which may find several. Nothing is guessed: a row without a scan, a scan without a row, a
 blank, unknown or contradictory label becomes an exclusion with its reason.
+
+A cohort holds images or volumes, never both: the kind that more rows find; volumes where as many find each, since an
+image that shares a row with a volume is nearly always its localiser. The other kind is excluded.
 """
 
 from __future__ import annotations
@@ -111,11 +114,14 @@ def _join(scans: Sequence[Scan], rows: Sequence[LabelRow]) -> tuple[list[tuple[S
             exclusions.append(_exclude(row.item, "label_without_image"))
         for scan in hits:
             found[scan.scan_id].append(row)
+    volumes = _are_volumes(scans, found)
     matched = []
     for scan in scans:
         own = found.get(scan.scan_id, [])
-        if scan.is_volume:
+        if scan.is_volume and not volumes:
             exclusions.append(_exclude(scan.scan_id[:16], "volume"))
+        elif volumes and own and not scan.is_volume:
+            exclusions.append(_exclude(scan.scan_id[:16], "image"))
         elif not own:
             exclusions.append(_exclude(scan.scan_id[:16], "image_without_label"))
         elif len({row.labels for row in own}) > 1:
@@ -127,6 +133,15 @@ def _join(scans: Sequence[Scan], rows: Sequence[LabelRow]) -> tuple[list[tuple[S
         else:
             matched.append((scan, own[0]))
     return matched, exclusions
+
+
+def _are_volumes(scans: Sequence[Scan], found: Mapping[str, Sequence[LabelRow]]) -> bool:
+    """Tell whether more label rows find volumes than find images."""
+    by_kind = {
+        kind: {row.item for scan in scans if scan.is_volume is kind for row in found.get(scan.scan_id, ())}
+        for kind in (True, False)
+    }
+    return bool(by_kind[True]) and len(by_kind[True]) >= len(by_kind[False])
 
 
 def _scans_of(row: LabelRow, by_key: Mapping[str, list[Scan]]) -> list[Scan]:
@@ -242,12 +257,7 @@ def _study(scan: Scan, row: LabelRow, target: tuple[int | None, ...], patient: s
 
 def _check_classes(cohort: Cohort) -> None:
     if not cohort.studies:
-        codes = {e.code for e in cohort.exclusions}
-        reasons = ", ".join(sorted(codes)) or "no scans"
-        if codes and codes <= {"volume", "label_without_image"} and "volume" in codes:
-            raise StudyError(
-                "Every scan is a volume, and images are wanted. To take each slice as an image: --set scans.read=images"
-            )
+        reasons = ", ".join(sorted({e.code for e in cohort.exclusions})) or "no scans"
         raise StudyError(
             f"No labelled scan is left ({reasons}). Check studies.labels.path: it should hold paths below "
             "scans.source, file names, or (studies.labels.uid) DICOM UIDs."
@@ -264,7 +274,8 @@ def _check_classes(cohort: Cohort) -> None:
 _REASONS = {
     "label_without_image": "a label row whose image is not among the readable scans",
     "image_without_label": "a scan that no label row names",
-    "volume": "a volume where images are wanted (scans.read=images takes each slice as an image)",
+    "volume": "a volume among images, which most labels name (scans.read=images takes each slice as an image)",
+    "image": "an image among volumes, which most labels name",
     "blank_label": "the label is blank",
     "unknown_class": "the label is not one of studies.labels.classes",
     "conflicting_labels": "several label rows name this image and contradict each other",

@@ -204,7 +204,9 @@ def test_a_volume_is_left_out_of_images_by_name_and_a_mask_is_none_of_them(tmp_p
     assert (len(cohort.studies), codes(cohort)) == (3, ["volume"])
 
 
-def test_volumes_alone_say_how_to_take_their_slices(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"scans\.read=images"):
-        table = "path,label,patient\nv.nii,no,4\nw.nii,yes,5\n"
-        joined(tmp_path, table, [scan("v.nii", 4, affine=PLACE), scan("w.nii", 5, affine=PLACE)])
+def test_volumes_are_learned_from_and_the_localiser_beside_one_is_not(tmp_path: Path) -> None:
+    table = "uid,label,patient\n1.2,no,a\n1.3,yes,b\n"
+    volumes = [scan("1", 1, uid="1.2", affine=PLACE), scan("2", 2, uid="1.3", affine=PLACE)]
+    cohort = joined(tmp_path, table, [*volumes, scan("3", 3, uid="1.2"), scan("4", 4)], uid="uid")
+    assert {study.scan_id for study in cohort.studies} == {volume.scan_id for volume in volumes}
+    assert codes(cohort) == ["image", "image_without_label"]
