@@ -115,12 +115,12 @@ def resliced(stack: FloatArray, depth: int) -> FloatArray:
     for number in range(depth):
         if count < depth:
             place = min(max((number + 0.5) * count / depth - 0.5, 0.0), count - 1.0)
-            shares = {int(place): 1 - place % 1, min(int(place) + 1, count - 1): place % 1}
+            shares = [(int(place), 1 - place % 1), (min(int(place) + 1, count - 1), place % 1)]
         else:
             start, end = number * count / depth, (number + 1) * count / depth
             covered = range(int(start), min(int(np.ceil(end)), count))
-            shares = {s: (min(end, s + 1) - max(start, s)) * depth / count for s in covered}
-        for chosen, share in shares.items():
+            shares = [(s, (min(end, s + 1) - max(start, s)) * depth / count) for s in covered]
+        for chosen, share in shares:
             if share > 0:
                 out[number] += np.float32(share) * stack[chosen]
     return out

@@ -14,7 +14,11 @@ import nibabel
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.prefect, pytest.mark.slow]
+from medtl.config import Config
+from medtl.evaluation.io import read_predictions
+from medtl.model.fit import macro_auroc
+from medtl.records import Cohort, Split, Study
+from pipelines.training import material_for
 
 CONFIG = """
 name: volumes
@@ -88,31 +92,60 @@ def only(folder: Path, kind: str, name: str) -> Path:
     return path
 
 
+def probabilities_of_balls(config: Path, folder: Path) -> list[float]:
+    """Predict four new volumes; the second and the fourth hold a ball."""
+    new, out = write_volumes(folder / "new", 4, seed=9), folder / "p.csv"
+    medtl("predict", config, "--scans", new, "--out", out, "--allow-candidate")
+    with out.open() as stream:
+        rows = sorted((row for row in csv.DictReader(stream) if row["decision"]), key=lambda row: row["file"])
+    assert [row["file"] for row in rows] == [f"v{n}.nii.gz" for n in range(4)]
+    return [float(row["probability_ball"]) for row in rows]
+
+
+@pytest.mark.prefect
+@pytest.mark.slow
 def test_slices_with_their_neighbours_tell_who_has_a_ball(sliced: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = sliced
-    assert np.load(only(folder, "pack", "images.npy"), mmap_mode="r").shape == (20 * 8, 32, 32, 3)
     assert sum(summary["split"].values()) == 20
-    found = [json.loads(p.read_text()) for p in (folder / "workspace/artifacts/predictions").glob("*/predictions.json")]
-    assert found
+    assert np.load(only(folder, "pack", "images.npy"), mmap_mode="r").shape == (20 * 8, 32, 32, 3)
+    places = (folder / "workspace" / "artifacts" / "predictions").glob("[0-9a-f]*")
+    val = next(found for place in places if (found := read_predictions(place)).part == "val")
+    assert val.probabilities.shape == (6, 2)  # one row per study
+    assert macro_auroc(val.targets, val.probabilities) > 0.8  # type: ignore[operator]
 
 
-def test_a_new_volume_gets_one_row(sliced: tuple[Path, dict[str, Any]]) -> None:
+@pytest.mark.prefect
+@pytest.mark.slow
+def test_a_new_volume_gets_one_row_and_the_right_answer(sliced: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = sliced
-    new = write_volumes(folder / "new", 4, seed=9)
-    out = folder / "p.csv"
-    medtl("predict", folder / "volumes.yaml", "--scans", new, "--out", out, "--allow-candidate")
-    with out.open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row["decision"]]
-    balls = [float(row["probability_ball"]) for row in sorted(rows, key=lambda row: row["file"])]
-    assert len(balls) == 4
-    assert min(balls[1::2]) > max(balls[::2])
+    found = probabilities_of_balls(folder / "volumes.yaml", folder)
+    assert min(found[1::2]) > max(found[::2])
 
 
+@pytest.mark.prefect
+@pytest.mark.slow
 def test_whole_volumes_are_learned_from_and_kept_activations_change_no_bit(tmp_path: Path) -> None:
     path = written(tmp_path, "monai_resnet10_3d", "depth: 32", FROZEN)
-    digests = []
-    for use in ("never", "always"):
-        said = medtl("train", path, "--set", f"model.cache.use={use}", "--set", f"workspace={tmp_path / use}")
-        digests.append((Path(said["artifact"]) / "model.safetensors").read_bytes())
-    assert digests[0] == digests[1]
-    assert list((tmp_path / "always" / "cache" / "activations").rglob("*.npy")) or True
+    never = ("--set", "model.cache.use=never", "--set", f"workspace={tmp_path / 'other'}")
+    other = Path(medtl("train", path, *never)["artifact"])
+    medtl("run", path, "--set", "model.cache.use=always")
+    kept = only(tmp_path, "checkpoint", "model.safetensors")
+    assert kept.read_bytes() == (other / "model.safetensors").read_bytes()
+    assert list((tmp_path / "workspace" / "cache" / "activations").glob("*/numbers"))
+    assert not list((tmp_path / "other" / "cache" / "activations").glob("*/numbers"))
+    assert np.load(only(tmp_path, "pack", "images.npy"), mmap_mode="r").shape == (20, 32, 32, 32, 1)
+    assert len(probabilities_of_balls(path, tmp_path)) == 4
+
+
+def test_every_slice_brings_its_own_target_and_patient_and_the_judge_hears_one_vote_a_study() -> None:
+    studies = tuple(Study(f"s-{n}", f"{n}", f"p-{n}", (n % 2, 1 - n % 2), f"d{n}") for n in range(6))
+    ids = [study.study_id for study in studies]
+    split = Split((ids[4], ids[1]), (ids[0], ids[3]), (ids[2], ids[5]), {s.study_id: s.patient for s in studies}, False)
+    config, images = Config(name="x", seed=0), np.zeros((18, 8, 8, 1), np.uint8)
+    found = material_for(config, Cohort("binary", ("a", "b"), studies), split, images, "pack")
+    assert list(found.train.rows) == [12, 13, 14, 3, 4, 5]
+    assert list(found.groups) == ["p-4"] * 3 + ["p-1"] * 3
+    assert found.train.targets[[3, 4, 5, 12], 0].tolist() == [1, 1, 1, 0]
+    assert sorted(found.val.rows) == [0, 1, 2, 9, 10, 11]
+    right = np.repeat(found.val.targets[[0, 9]], 3, 0) * 0.8 + 0.1
+    assert found.judge(right, 1 - right) > 0.5 > found.judge(1 - right, right)

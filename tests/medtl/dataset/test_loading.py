@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from medtl.config import TransformsConfig
 from medtl.dataset.io import read_pack, write_pack
-from medtl.dataset.loading import EvaluationBatches, TrainingBatches
-from medtl.dataset.transforms import prepare
+from medtl.dataset.loading import EvaluationBatches, TrainingBatches, rows_of, slices_of, voted
+from medtl.dataset.transforms import prepare, prepare_scan
+from medtl.errors import PlanError
 from medtl.progress import listening
 from medtl.records import Plan, Scan
 
@@ -80,3 +81,33 @@ def test_a_pack_holds_what_prepare_gives_and_can_be_read_only(
     assert np.array_equal(pack, np.stack([prepare(p, wanted) for p in pictures.values()]))
     assert isinstance(pack, np.memmap) and not pack.flags.writeable
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_slices_of_a_volume_are_rows_one_after_the_other(tmp_path: Path, plan: Plan) -> None:
+    place = ((1.0, 0, 0, 0), (0, 1.0, 0, 0), (0, 0, 3.0, 0), (0, 0, 0, 1.0))
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 9, 32, 32)).astype(np.uint8)
+    scans = [Scan(str(n), "nifti", (9, 32, 32), "|u1", str(n), (), 8, affine=place) for n in range(2)]
+    how = replace(plan, volumes="slices", axis="axial", slices=3, bits=16)
+    write_pack(tmp_path, scans, lambda scan: pixels[int(scan.scan_id)], how)
+    pack = read_pack(tmp_path)
+    assert pack.shape == (6, 32, 32, 1) and slices_of(pack, 2) == 3
+    assert np.array_equal(pack[rows_of([1], 3)], prepare_scan(pixels[1], scans[1], how))
+
+
+def test_the_slices_of_each_study_vote_by_their_mean() -> None:
+    found = voted(np.array([[0.2, 0.8], [0.4, 0.6], [1.0, 0.0], [0.5, 0.5]]), 2)
+    assert found == pytest.approx(np.array([[0.3, 0.7], [0.75, 0.25]]))
+    assert rows_of([2, 0], 2) == [4, 5, 0, 1]
+
+
+def test_a_pack_of_other_studies_is_refused() -> None:
+    with pytest.raises(PlanError, match="40 packed rows do not belong to 7 studies"):
+        slices_of(IMAGES, 7)
+
+
+def test_a_view_of_a_volume_does_not_depend_on_its_batch() -> None:
+    volumes = np.random.default_rng(1).integers(0, 65535, (6, 4, 16, 12, 1)).astype(np.uint16)
+    batches = TrainingBatches(volumes, TARGETS[:6], range(6), 2, TransformsConfig(), 0)
+    together = batches.view(np.arange(6), 3)
+    assert together.shape == volumes.shape and not np.array_equal(together, volumes)
+    assert np.array_equal(together[4:5], batches.view(np.array([4]), 3))

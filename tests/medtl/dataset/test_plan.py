@@ -122,3 +122,73 @@ def test_a_volume_does_not_fit_a_plan_of_images() -> None:
     plan = Plan("binary", ("a", "b"), (32, 32), 1, 8, "per_image", 0.0, 255.0, (0.5, 99.5), {}, {})
     place = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
     assert "a volume" in str(misfit(replace(scan("a"), affine=place), plan))
+
+
+FLAT = ((-0.5, 0.0, 0.0, 0.0), (0.0, -0.5, 0.0, 0.0), (0.0, 0.0, 3.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+def volume(name: str, slices: int = 20, modality: str | None = "CT", **more: Any) -> Scan:
+    return Scan(name, "dicom", (slices, 60, 50), "<i2", name, (), 12, modality=modality, affine=FLAT, **more)
+
+
+def plan_of(*scans: Scan, dimensions: int = 2, min_size: int = 32, **wished: Any) -> Plan:
+    config = PlanConfig(**wished)
+    return make_plan(scans, pixels, "binary", ("healthy", "ill"), config, min_size, 1, dimensions)
+
+
+VOLUMES = [volume(name, slices) for name, slices in (("a", 20), ("bb", 50), ("ccc", 24))]
+
+
+def test_volumes_become_slices_that_vote_or_stay_whole_as_the_backbone_wants() -> None:
+    flat, deep = plan_of(*VOLUMES, neighbours=2), plan_of(*VOLUMES, dimensions=3)
+    assert (flat.volumes, flat.axis, flat.slices, flat.channels, flat.depth) == ("slices", "axial", 24, 5, None)
+    assert (deep.volumes, deep.axis, deep.slices, deep.channels, deep.depth) == ("whole", "axial", 1, 1, 32)
+    assert flat.size == deep.size == (64, 64) and flat.bits == deep.bits == 16
+    assert {"volumes", "axis", "slices", "size", "channels", "bits", "intensity"} == set(flat.reasons)
+    assert "vote" in flat.reasons["volumes"]
+
+
+def test_the_plan_of_volumes_stays_within_its_bounds() -> None:
+    long = [replace(volume(n), shape=(200, 300, 300)) for n in "ab"]
+    assert plan_of(*long).slices == 32
+    deep = plan_of(*long, dimensions=3)
+    assert (deep.depth, deep.size) == (96, (128, 128))
+    assert "the most of a whole volume" in deep.reasons["size"]
+    assert plan_of(*VOLUMES, dimensions=3, depth=48).depth == 48
+
+
+def test_the_range_of_a_ct_volume_is_in_hu() -> None:
+    found = plan_of(*(replace(v, intercept=-1024.0) for v in VOLUMES))
+    assert found.intensity == "fixed" and found.low is not None and found.high is not None
+    assert (found.low, found.high) == pytest.approx((0.005 * 4096 - 1024, 0.995 * 4096 - 1024), abs=15)
+    assert plan_of(*(replace(v, modality="MR") for v in VOLUMES)).intensity == "per_image"
+
+
+@pytest.mark.parametrize(
+    "scans, dimensions, wished, reason",
+    [
+        ([scan("a")], 3, {}, "reads volumes"),
+        ([scan("a")], 2, {"neighbours": 1}, "neighbours is 1, and the scans are images"),
+        ([scan("a"), VOLUMES[0]], 2, {}, "one kind"),
+        (VOLUMES, 2, {"volumes": "whole"}, "it takes slices"),
+        (VOLUMES, 3, {"neighbours": 1}, "sees them all"),
+        (VOLUMES, 2, {"depth": 32}, "depth does not apply"),
+        (VOLUMES, 2, {"channels": 3}, r"2 \* dataset.plan.neighbours \+ 1 = 1"),
+        (VOLUMES, 3, {"depth": 16}, "takes 32 or more slices"),
+        ([replace(VOLUMES[0], shape=(20, 60, 50, 3))], 2, {}, "colour"),
+    ],
+)
+def test_a_wish_that_cannot_be_fulfilled_is_refused(scans: Any, dimensions: int, wished: Any, reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        plan_of(*scans, dimensions=dimensions, **wished)
+
+
+def test_images_masks_and_other_modalities_do_not_fit_a_plan_of_volumes(tmp_path: Path) -> None:
+    found = plan_of(*VOLUMES)
+    assert misfit(VOLUMES[0], found) is None
+    assert "an image" in str(misfit(scan("a"), found))
+    assert "a mask" in str(misfit(replace(VOLUMES[0], mask_of="x"), found))
+    assert "of MR" in str(misfit(replace(VOLUMES[0], modality="MR"), found))
+    assert "in colour" in str(misfit(replace(VOLUMES[0], shape=(20, 60, 50, 3)), found))
+    write_plan(tmp_path, found)
+    assert read_plan(tmp_path) == found

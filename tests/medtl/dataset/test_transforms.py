@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medtl.config import TransformsConfig
-from medtl.dataset.transforms import Augmentation, augment, prepare, sample
-from medtl.records import Plan
+from medtl.dataset.transforms import (
+    Augmentation,
+    augment,
+    coarsest,
+    evenly,
+    oriented,
+    prepare,
+    prepare_scan,
+    resliced,
+    sample,
+)
+from medtl.records import Plan, Scan
 
 STILL = TransformsConfig(flip_horizontal=False, rotate_degrees=0, scale=0, shift=0, brightness=0, contrast=0)
 
@@ -145,3 +156,101 @@ def test_light_is_added_and_clipped_at_the_ends_of_the_type(dtype: Any) -> None:
     lit = augment(images, Augmentation(still.maps, np.array([1.0, 2.0]), np.array([0.2, 0.0])))
     assert np.abs(lit[0].astype(int) - np.minimum(images[0] + 0.2 * top, top)).max() <= 1
     assert np.abs(lit[1].astype(int) - np.clip(2.0 * images[1] - 0.5 * top, 0, top)).max() <= 1
+
+
+BODY = generator().integers(-1000, 2000, (6, 8, 10)).astype(np.int16)  # voxels by R, A, S
+SPACING = (1.0, 2.0, 5.0)
+
+
+def lying(order: tuple[int, ...], ascends: tuple[bool, ...]) -> tuple[np.ndarray[Any, Any], Any]:
+    """Store the body with its axes in another order and direction; give (slices, rows, columns) and the affine."""
+    affine, values = np.eye(4), BODY
+    affine[:3, :3] = 0
+    for voxel, (anatomical, up) in enumerate(zip(order, ascends, strict=True)):
+        affine[anatomical, voxel] = SPACING[anatomical] if up else -SPACING[anatomical]
+        values = values if up else np.flip(values, anatomical)
+    return values.transpose(order[::-1]), tuple(map(tuple, affine.tolist()))
+
+
+def volume(affine: Any, dtype: str = "<i2", shape: tuple[int, ...] = (4, 32, 32), **more: Any) -> Scan:
+    return Scan("v", "nifti", shape, dtype, "x", (), 12, affine=affine, **more)
+
+
+FLAT = ((-1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 0.0), (0.0, 0.0, 3.0, 0.0), (0.0, 0.0, 0.0, 1.0))  # as DICOM lies
+
+
+@pytest.mark.parametrize("axis, spacing", [("axial", (5, 2, 1)), ("coronal", (2, 5, 1)), ("sagittal", (1, 5, 2))])
+def test_a_volume_looks_the_same_however_it_was_stored(axis: Any, spacing: tuple[float, ...]) -> None:
+    for order, ascends in product(permutations(range(3)), product((True, False), repeat=3)):
+        values, affine = lying(order, ascends)
+        turned, found = oriented(values, affine, axis)
+        assert found == spacing
+        if axis == "axial":  # slices from the feet up, the front on top, the patient's right on the left
+            assert np.array_equal(turned, BODY.transpose(2, 1, 0)[:, ::-1, ::-1])
+        assert np.array_equal(turned, oriented(*lying((0, 1, 2), (True, True, True)), axis)[0])
+        assert coarsest(affine) == "axial"
+
+
+def test_slices_are_those_across_the_coarsest_axis_and_axial_where_none_is() -> None:
+    sagittal = ((3.0, 0, 0, 0), (0, 1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
+    assert coarsest(sagittal) == "sagittal"
+    assert coarsest(np.eye(4).tolist()) == "axial"
+
+
+@given(st.integers(1, 200), st.integers(1, 64))
+def test_slices_are_evenly_spaced_and_symmetric(count: int, wanted: int) -> None:
+    chosen = evenly(count, wanted)
+    assert len(chosen) == wanted and chosen[0] >= 0 and chosen[-1] < count
+    assert np.ptp(np.diff(chosen)) <= 1 if wanted > 1 else True
+    assert np.array_equal(evenly(count, count), np.arange(count))
+
+
+def test_a_slice_has_its_neighbours_as_channels_and_the_last_is_its_own(plan: Plan) -> None:
+    pixels = np.arange(4, dtype=np.int16)[:, None, None] + np.zeros((4, 32, 32), np.int16)
+    how = replace(plan, volumes="slices", axis="axial", slices=4, neighbours=1, channels=3, low=0.0, high=3.0)
+    rows = prepare_scan(pixels, volume(FLAT), how)
+    assert rows.shape == (4, 32, 32, 3) and rows.dtype == np.uint8
+    assert (rows[:, 0, 0] // 85).tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
+    assert (rows == rows[:, :1, :1]).all()
+
+
+def test_a_short_volume_shows_its_nearest_slice_again(plan: Plan) -> None:
+    pixels = np.stack([np.full((32, 32), value, np.int16) for value in (0, 255)])
+    how = replace(plan, volumes="slices", axis="axial", slices=4)
+    assert prepare_scan(pixels, volume(FLAT, shape=(2, 32, 32)), how)[:, 0, 0, 0].tolist() == [0, 0, 255, 255]
+
+
+def test_values_of_a_volume_are_what_they_mean(plan: Plan) -> None:
+    pixels = np.full((4, 32, 32), 1024, np.int16)
+    how = replace(plan, volumes="whole", axis="axial", depth=16, bits=16, low=-1000.0, high=1000.0)
+    ready = prepare_scan(pixels, volume(FLAT, intercept=-1024.0), how)
+    assert ready.shape == (1, 16, 32, 32, 1)
+    assert np.unique(ready).tolist() == [round(65535 / 2)]
+
+
+def test_pictures_keep_their_shape_in_mm(plan: Plan) -> None:
+    how = replace(plan, volumes="slices", axis="coronal", slices=1, bits=16, low=0.0, high=1.0)
+    (ready,) = prepare_scan(np.ones((8, 32, 32), np.int16), volume(FLAT, shape=(8, 32, 32)), how)
+    box = np.argwhere(ready[..., 0] > 0)
+    assert (np.ptp(box, 0) + 1).tolist() == [24, 32]  # 8 slices of 3 mm, 32 columns of 1 mm
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_reslicing_keeps_a_ramp_and_a_mean(count: int, depth: int) -> None:
+    ramp = (np.arange(count, dtype=np.float32) + 0.5)[:, None, None] * np.ones((1, 2, 2), np.float32)
+    found = resliced(ramp, depth)
+    assert found.shape == (depth, 2, 2)
+    assert found.mean() == pytest.approx(ramp.mean(), rel=1e-4)
+    inner = (np.arange(depth) + 0.5) * count / depth
+    exact = depth >= count or count % depth == 0  # else a slice that two share counts for both
+    assert found[:, 0, 0] == pytest.approx(np.clip(inner, 0.5, count - 0.5), abs=1e-4 if exact else 0.13)
+
+
+def test_all_slices_of_a_volume_are_augmented_alike_whatever_their_channels() -> None:
+    images = generator().integers(0, 65535, (3, 4, 16, 16, 7)).astype(np.uint16)
+    drawn = sample(generator(), 3, (16, 16), TransformsConfig())
+    found = augment(images, drawn)
+    assert not np.array_equal(found, images)
+    for number, channel in product(range(4), range(7)):
+        alone = augment(images[:, number, ..., channel : channel + 1], drawn)
+        assert np.array_equal(found[:, number, ..., channel : channel + 1], alone)
