@@ -549,11 +549,18 @@ def run_medtl(job: Job, clock: Clock) -> tuple[list[tuple[float, float]], str]:
     clock.lap("files")
     per_epoch = [stage.name for stage in job.stages for _ in range(stage.epochs)]
 
-    def listener(step: str, done: int, _: int) -> None:
-        clock.lap(per_epoch[done - 1] if step == "training" else "frozen layers")
+    told = {"training": 0}
+
+    def listener(
+        step: str, done: int, _: int
+    ) -> None:  # training tells thousandths of epochs, and again at a phase's end
+        new = step == "training" and done > told["training"]
+        told["training"] = done if step == "training" else told["training"]
+        clock.lap(per_epoch[done // 1000 - 1] if new else "frozen layers")
 
     store, found = FolderActivations(work / "activations", config.cache.budget_gb * 1000), []
     for number, part in enumerate(job.parts):
+        told["training"] = 0
         source = new_network(job)
         network = cut(source, job.backbone, pack.shape[-1], len(job.classes), config.dropout)
         network.stages[HEAD][1].load_state_dict(blocks(source)[-1][0].state_dict())  # type: ignore[index]

@@ -197,13 +197,22 @@ def _probes(
     return found, left_out
 
 
+def _plan_of_images(config: Config, common: Common) -> Artifact:
+    from medtl.dataset.io import read_plan
+
+    plan = steps.make_plan(config, common.scans, common.cohort, common.split)
+    if read_plan(plan.path).volumes:
+        raise ConfigError("advise compares backbones on images; this cohort holds volumes. Use `medtl study`.")
+    return plan
+
+
 def probe(common: Common, candidate: Candidate, heads: Sequence[Kind]) -> Artifact:
     """Pack images for a backbone, run its trunk once, and judge heads on its features by cross-validation."""
     from medtl.model import fit
     from medtl.model.vault import Vault, resolve_weights
 
     config = _with(common.config, candidate)
-    plan = steps.make_plan(config, common.scans, common.cohort, common.split)
+    plan = _plan_of_images(config, common)
     pack = steps.pack_images(config, common.scans, common.cohort, plan)
     vault = Vault(training.vault_folder(config))
     weights = resolve_weights(config.model.origin, candidate.backbone, vault, config.model.fetch)
@@ -300,7 +309,7 @@ def reference(common: Common, candidate: Candidate, strategy: str, quick: bool) 
     from medtl.report.advice import Way
 
     settings = _with(common.config, candidate)
-    plan = steps.make_plan(settings, common.scans, common.cohort, common.split)
+    plan = _plan_of_images(settings, common)
     pack = steps.pack_images(settings, common.scans, common.cohort, plan)
     inner = _inner_split(common)
     model = _short_model(settings, strategy, quick)

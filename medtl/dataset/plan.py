@@ -101,8 +101,6 @@ def _misfit_of_volume(scan: Scan, plan: Plan) -> str | None:
     known = plan.facts.get("modalities")
     if plan.intensity == "fixed" and known and scan.modality and scan.modality not in known:
         return f"a volume of {scan.modality}, and the plan's fixed range was measured on {' and '.join(known)}"
-    if len(scan.shape) != 3:
-        return "a volume in colour, and the release takes grey ones"
     return None
 
 
@@ -126,7 +124,7 @@ def _check_images(config: PlanConfig, dimensions: int) -> None:
         "slices": config.slices,
         "depth": config.depth,
     }
-    for key, value in wished.items():
+    for key, value in {**wished, "axis": None if config.axis == "auto" else config.axis}.items():
         if value:
             raise PlanError(f"dataset.plan.{key} is {value}, and the scans are images. Leave it out.")
 
@@ -155,7 +153,7 @@ def _plan_volumes(
             f"dataset.plan.channels is {config.channels}; a volume's are 2 * dataset.plan.neighbours + 1 = {channels}. "
             "Leave channels out."
         )
-    around = f"; each slice with {config.neighbours} neighbours on each side" if config.neighbours else ""
+    around = f", each slice with {config.neighbours} more on each side" if config.neighbours else ""
     reasons["channels"] = f"{channels}: volumes are grey{around}"
     reasons["bits"] = "16: a volume's values are scaled from what they mean, whatever type they were stored in"
     intensity, low, high = _intensity(facts, config, reasons)
@@ -233,8 +231,6 @@ def _measure_volumes(
     lows, highs, sides, counts, gaps = [], [], [], [], []
     for number, scan in enumerate(scans, 1):
         assert scan.affine is not None
-        if len(scan.shape) != 3:
-            raise PlanError("A training volume is in colour; volumes are learned from in grey only.")
         volume, spacing = oriented(np.asarray(read(scan)), scan.affine, axis)
         low, high = np.percentile(thinned(volume, scan), config.percentiles)
         lows.append(float(low))

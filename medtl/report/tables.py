@@ -29,6 +29,10 @@ PLAN_NAMES = {
     "intensity": "Intensity",
     "range": "Values that become 0 and 1",
     "percentiles": "Percentiles",
+    "volumes": "Volumes",
+    "axis": "Sliced along",
+    "slices": "Slices of a volume",
+    "depth": "Slices of a whole volume",
 }
 
 
@@ -131,7 +135,7 @@ def model_table(checkpoint: Checkpoint) -> Table:
 
 
 def _channels(channels: int) -> str:
-    return "grey" if channels == 1 else "colour"
+    return {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
 
 
 def _names(names: tuple[str, ...]) -> str:
@@ -219,11 +223,15 @@ def plan_table(plan: Plan) -> Table:
     """Tabulate every decision of the plan with its reason."""
     values = {
         "size": f"{plan.size[0]} × {plan.size[1]}",
-        "channels": _channels(plan.channels),
+        "channels": f"{plan.channels} neighbouring slices" if plan.neighbours else _channels(plan.channels),
         "bits": str(plan.bits),
-        "intensity": "one fixed range for all images" if plan.intensity == "fixed" else "each image by its own range",
+        "intensity": "one fixed range for all" if plan.intensity == "fixed" else "each by its own range",
         "range": f"{leaf(plan.low)} and {leaf(plan.high)}" if plan.intensity == "fixed" else "",
         "percentiles": f"{plan.percentiles[0]:g} and {plan.percentiles[1]:g}" if plan.intensity == "per_image" else "",
+        "volumes": {"slices": "as slices that vote", "whole": "whole"}.get(plan.volumes or "", ""),
+        "axis": plan.axis or "",
+        "slices": str(plan.slices) if plan.volumes == "slices" else "",
+        "depth": str(plan.depth) if plan.depth else "",
     }
     rows = [(PLAN_NAMES[key], value, plan.reasons.get(key, DASH)) for key, value in values.items() if value]
     rows += [(key.replace("_", " "), DASH, plan.reasons[key]) for key in sorted(set(plan.reasons) - set(values))]

@@ -120,14 +120,8 @@ def headlines(facts: Facts) -> tuple[Headline, ...]:
     auroc, sensitivity, specificity = (find_score(evaluation, m) for m in ("auroc", "sensitivity", "specificity"))
     return (
         Headline("AUROC", auroc, _auroc_meaning(auroc, one)),
-        Headline(
-            "Sensitivity", sensitivity, _share_meaning(sensitivity, f"Of 100 studies with {one}, about {{}} found.")
-        ),
-        Headline(
-            "Specificity",
-            specificity,
-            _share_meaning(specificity, f"Of 100 studies without {one}, about {{}} cleared."),
-        ),
+        Headline("Sensitivity", sensitivity, _share_meaning(sensitivity, f"with {one}", "found")),
+        Headline("Specificity", specificity, _share_meaning(specificity, f"without {one}", "cleared")),
     )
 
 
@@ -140,8 +134,10 @@ def _auroc_meaning(score: Score | None, one: str) -> str:
     return f"Of two studies, one with {one} and one without, it ranks the right one higher {times} times in 100."
 
 
-def _share_meaning(score: Score | None, sentence: str) -> str:
-    return "" if score is None or score.value is None else sentence.format(_percent(score.value))
+def _share_meaning(score: Score | None, of: str, what: str) -> str:
+    if score is None or score.value is None:
+        return ""
+    return f"Of 100 studies {of}, about {_percent(score.value)} {what}."  # a name may hold braces: no str.format
 
 
 def _percent(value: float) -> str:

@@ -111,3 +111,5 @@ def test_a_view_of_a_volume_does_not_depend_on_its_batch() -> None:
     together = batches.view(np.arange(6), 3)
     assert together.shape == volumes.shape and not np.array_equal(together, volumes)
     assert np.array_equal(together[4:5], batches.view(np.array([4]), 3))
+    flat = replace(batches, images=volumes[:, 2], _drawn={})
+    assert np.array_equal(together[:, 2], flat.view(np.arange(6), 3))

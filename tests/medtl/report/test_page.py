@@ -224,6 +224,10 @@ def test_any_text_in_a_name_leaves_the_structure_alone(title, name):
     assert shape[0] == shape[1]
 
 
+def test_braces_in_a_class_name_are_braces():
+    assert "Of 100 studies with “x{0}”" in render(make_facts(classes=("other", "x{0}")))
+
+
 def test_directional_overrides_cannot_turn_a_name_around():
     assert "\u202e" not in render(make_facts(title="benign \u202etnangilam"))
 

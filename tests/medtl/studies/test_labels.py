@@ -207,6 +207,7 @@ def test_a_volume_is_left_out_of_images_by_name_and_a_mask_is_none_of_them(tmp_p
 def test_volumes_are_learned_from_and_the_localiser_beside_one_is_not(tmp_path: Path) -> None:
     table = "uid,label,patient\n1.2,no,a\n1.3,yes,b\n"
     volumes = [scan("1", 1, uid="1.2", affine=PLACE), scan("2", 2, uid="1.3", affine=PLACE)]
-    cohort = joined(tmp_path, table, [*volumes, scan("3", 3, uid="1.2"), scan("4", 4)], uid="uid")
+    localisers = [scan("3", 3, uid="1.2"), scan("4", 4, uid="1.3")]
+    cohort = joined(tmp_path, table, [*volumes, *localisers, scan("5", 5)], uid="uid")
     assert {study.scan_id for study in cohort.studies} == {volume.scan_id for volume in volumes}
-    assert codes(cohort) == ["image", "image_without_label"]
+    assert codes(cohort) == ["image", "image", "image_without_label"]
