@@ -32,7 +32,7 @@ Written by `python benchmarks/results.py --data FOLDER --weights FILE --write do
 by patient (by lesion or image where patients are not published) and were never trained or chosen on; 95 % intervals
 over patients. Backbone: torchvision's SqueezeNet 1.0 with its ImageNet checkpoint (Iandola 2016, Han 2016). One split,
 one seed: an interval holds the luck of the test patients, not that of the split. Seconds are of training alone, on two
-shared cores.
+cores that did other work beside it: orders of magnitude.
 """
 
 
