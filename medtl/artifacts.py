@@ -231,7 +231,7 @@ class Store:
                     build(temporary)
                     digest = _seal(temporary, kind, fingerprint, inputs)
                     temporary.rename(folder)
-                    _sync_folder(folder.parent)
+                    sync_folder(folder.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         log.info("%s %s: written", kind, fingerprint[:12])
@@ -354,7 +354,7 @@ def _seal(folder: Path, kind: str, fingerprint: str, inputs: Mapping[str, Any]) 
                 os.fsync(stream.fileno())
             files[path.relative_to(folder).as_posix()] = file_digest(path)
         else:
-            _sync_folder(path)
+            sync_folder(path)
     digest = digest_of([kind, files])
     manifest = {
         "format": FORMAT,
@@ -365,11 +365,12 @@ def _seal(folder: Path, kind: str, fingerprint: str, inputs: Mapping[str, Any]) 
         "digest": digest,
     }
     write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
-    _sync_folder(folder)
+    sync_folder(folder)
     return digest
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -31,7 +31,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
-from medtl.artifacts import file_digest, read_record, storage_errors, write_bytes, write_record
+from medtl.artifacts import file_digest, read_record, storage_errors, sync_folder, write_bytes, write_record
 from medtl.errors import StorageError, WeightsError
 from medtl.model.backbones import Backbone
 from medtl.model.download import Patience, base_address, download
@@ -198,7 +198,7 @@ class Vault:
                     shutil.rmtree(rubbish)
                 place.mkdir(exist_ok=True)
                 write_bytes(place / _file_name(sha256), data)
-                _sync(place)
+                sync_folder(place)
             entry = VaultEntry(
                 name=name,
                 backbone=backbone_name,
@@ -215,10 +215,10 @@ class Vault:
             )
             write_record(place / ENTRY, entry)  # from here on it is the new one
             with storage_errors(folder):
-                _sync(place)
+                sync_folder(place)
                 if place != folder:
                     place.replace(folder)
-                _sync(self.folder)
+                sync_folder(self.folder)
                 for left in folder.iterdir():
                     if left.is_file() and left.name not in (ENTRY, _file_name(sha256)):
                         left.unlink()
@@ -538,11 +538,3 @@ def _anew(name: str) -> str:
 
 def _file_name(sha256: str) -> str:
     return f"{sha256[:32]}.safetensors"
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
