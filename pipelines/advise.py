@@ -230,7 +230,7 @@ def probe(common: Common, candidate: Candidate, heads: Sequence[Kind]) -> Artifa
         "seed": config.seed,
         "code": code_digest("model", "dataset"),
         "composition": _own_code(),
-        "libraries": steps.versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
+        "libraries": training.versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
     }
     return Store(config.workspace).make(
         "probe", inputs, lambda folder: _measure(common, config, plan, pack, heads, folder)
@@ -324,7 +324,7 @@ def reference(common: Common, candidate: Candidate, strategy: str, quick: bool) 
         "seed": config.seed,
         "code": code_digest("model", "dataset"),
         "composition": _own_code(),
-        "libraries": steps.versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
+        "libraries": training.versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
     }
     artifact = Store(config.workspace).make(
         "reference", inputs, lambda folder: _train_reference(common, config, inner, plan, pack, folder)

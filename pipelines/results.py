@@ -28,9 +28,8 @@ from pipelines.steps import (
     find_scans,
     label_table,
     source_files,
-    versions,
 )
-from pipelines.training import LIBRARIES, vault_folder
+from pipelines.training import LIBRARIES, vault_folder, versions
 
 log = logging.getLogger("medtl")
 

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -307,8 +306,8 @@ def fit_in_phases(
         "precision": precision,
         "numbers": choose_numbers(model.cache, precision),
         "threads": threads,
-        "code": code_digest("model", "dataset"),
-        "libraries": versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
+        "code": training.code_of_training(),
+        "libraries": training.versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
     }  # fmt: skip
     store = Store(config.workspace)
     saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
@@ -458,11 +457,6 @@ def _make(config: Config, kind: str, inputs: Mapping[str, Any], build: Any) -> A
 
 def _settings(section: Any, *left_out: str) -> Any:
     return section.model_dump(mode="json", exclude=set(left_out))
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Give the installed versions of libraries."""
-    return {name: metadata.version(name) for name in names}
 
 
 def _rows(cohort: Cohort) -> dict[str, int]:

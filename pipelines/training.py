@@ -13,12 +13,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medtl.artifacts import Store, code_digest, digest_of, write_bytes
+from medtl.artifacts import Store, code_digest, digest_of, file_digest, write_bytes
 from medtl.config import Config, ModelConfig
 from medtl.errors import ModelError
 
@@ -93,7 +94,7 @@ def train_here(job: Job, folder: Path) -> None:
         "history": history,
         "parameters": sum(p.numel() for p in network.parameters()),
         "environment": {
-            **_versions(),
+            **versions(*LIBRARIES),
             "device": device.type,
             "threads": str(job.threads),
             "precision": fit.precision_of(model, device),
@@ -177,6 +178,7 @@ def _in_processes(job: Job, folder: Path) -> None:
         "config": job.config.model_dump(mode="json"),
         **{name: str(getattr(job, name)) for name in ("cohort", "split", "plan", "pack", "unfinished")},
         "pack_digest": job.pack_digest, "label": job.label, "threads": job.threads, "folder": str(folder),
+        "started_by": os.getpid(),
     }  # fmt: skip
     path = job.unfinished / "job.json"
     write_bytes(path, json.dumps(said).encode())
@@ -204,7 +206,11 @@ def _in_processes(job: Job, folder: Path) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
-    from importlib import metadata
+def versions(*names: str) -> dict[str, str]:
+    """Give the installed versions of libraries."""
+    return {name: metadata.version(name) for name in names}
 
-    return {name: metadata.version(name) for name in LIBRARIES}
+
+def code_of_training() -> list[str]:
+    """Name the code that a checkpoint depends on: evaluation too, whose judge decides which phase is kept."""
+    return [code_digest("model", "dataset", "evaluation"), file_digest(Path(__file__))]

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 from medtl.config import Config
@@ -16,12 +18,23 @@ from pipelines.training import Job, train_here
 _PATIENCE = datetime.timedelta(hours=12)  # the leader may run a trunk over everything before the others are needed
 
 
+def _end_with(started_by: int) -> None:
+    """End this process when the one that asked for it is gone: after a kill nobody else would."""
+    while True:
+        try:
+            os.kill(started_by, 0)
+        except OSError:  # gone, or its number is another user's by now
+            os._exit(1)
+        time.sleep(1.0)
+
+
 def main(path: Path) -> int:
     """Join the others and train."""
     import torch
     import torch.distributed as dist
 
     said = json.loads(path.read_bytes())
+    threading.Thread(target=_end_with, args=(said["started_by"],), daemon=True).start()
     folders = {name: Path(said[name]) for name in ("cohort", "split", "plan", "pack", "unfinished")}
     config = Config.model_validate(said["config"])
     job = Job(config=config, **folders, pack_digest=said["pack_digest"], label=said["label"], threads=said["threads"])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,38 @@ def test_what_a_process_cannot_do_is_said_by_the_one_that_started_it(config_file
     done = trained(config_file, tmp_path / "w", 2, "model.backbone=monai_resnet10_narrow", learning)
     assert done.returncode == 1
     assert "BatchNorm that learns cannot be shared" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_processes_end_with_the_one_that_started_them(config_file: Path, tmp_path: Path) -> None:
+    """After ``kill -9`` of the command nobody else would end them, and they would train beside the next run."""
+    command = [sys.executable, "-m", "pipelines.cli", "train", str(config_file), "--set", "model.processes=2"]
+    command += ["--set", "model.backbone=squeezenet1_0", "--set", f"workspace={tmp_path / 'killed'}"]
+    command += ["--set", "model.phases=[{name: head, unfreeze: head, epochs: 9000}]"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    saved = (tmp_path / "killed" / "unfinished").glob
+    try:
+        assert eventually(lambda: bool(list(saved("*/progress.safetensors"))), 120)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert eventually(lambda: not workers_of(tmp_path / "killed"), 60)
+
+
+def workers_of(workspace: Path) -> list[str]:
+    """Give the command lines of living processes that work on a job of this workspace."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:  # it has just ended
+            continue
+    return [line for line in lines if "pipelines.worker" in line and str(workspace) in line]
+
+
+def eventually(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
