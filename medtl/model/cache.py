@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, Protocol
 
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from medtl.config import CacheConfig, PhaseConfig
 from medtl.errors import ModelError
-from medtl.model.phases import frozen_count, state_digest
+from medtl.model.phases import frozen_count, stage_digest, state_digest
 from medtl.model.surgery import StagedNetwork
 from medtl.progress import advance
 from medtl.records import AnyArray, IntArray
@@ -80,14 +81,21 @@ class Trunk:
         self.boundaries = tuple(sorted(set(boundaries)))
         self.precision, self.numbers, self.batch_size, self.device = precision, numbers, batch_size, device
         self._normalise = network.normalise
-        stages = list(network.stages.values())[: self.boundaries[-1]]
-        self.stages = stages if precision == "fp32" else [_narrowed(stage, TYPES[precision]) for stage in stages]
+        self._wide = list(network.stages.values())[: self.boundaries[-1]]
 
-    def __call__(self, images: Tensor) -> dict[int, Tensor]:
+    @cached_property
+    def stages(self) -> Sequence[nn.Module]:
+        """Give what is computed; copied at its first use, which never comes where all activations are kept."""
+        if self.precision == "fp32":
+            return self._wide
+        return [_narrowed(stage, TYPES[self.precision]) for stage in self._wide]
+
+    def __call__(self, images: Tensor, passed: Callable[[int], None] | None = None) -> dict[int, Tensor]:
         """Give the activations of up to ``batch_size`` images at each boundary, on the device.
 
         Args:
             images: (n, channels, ...), 0 to 1.
+            passed: is told the number of each boundary when it is reached.
 
         Raises:
             ModelError: an activation is not finite in the numbers that are handed on.
@@ -101,6 +109,8 @@ class Trunk:
                 x = stage(x)
                 if number in self.boundaries:
                     found[number] = x[:count].to(TYPES[self.numbers])
+                    if passed:
+                        passed(number)
         if not all(bool(torch.isfinite(x).all()) for x in found.values()):
             raise ModelError(
                 f"An activation of the frozen layers is too large for {self.numbers}. Set model.cache.numbers to fp32, "
@@ -305,12 +315,16 @@ def key_of(prefix: str, trunk: Trunk, images: str, threads: int) -> str:
     return sha256(json.dumps([*said, torch.__version__, images]).encode()).hexdigest()[:40]
 
 
-def prefix_digest(network: StagedNetwork, boundary: int) -> str:
-    """Give the digest of the frozen stages below a boundary: their names, weights, buffers and input scaling."""
-    state = {"mean": network.mean, "std": network.std}
-    for name in network.stage_names[:boundary]:
-        state |= {f"{name}.{key}": value for key, value in network.stages[name].state_dict().items()}
-    return state_digest(state)
+def prefix_digest(network: StagedNetwork, boundary: int, known: Mapping[str, str] | None = None) -> str:
+    """Give the digest of the frozen stages below a boundary: their names, weights, buffers and input scaling.
+
+    Args:
+        known: digests of stages by :func:`medtl.model.phases.stage_digest`, so that none is computed twice.
+    """
+    known = known or {}
+    said = {name: known.get(name) or stage_digest(network.stages[name]) for name in network.stage_names[:boundary]}
+    scaling = state_digest({"mean": network.mean, "std": network.std})
+    return sha256(json.dumps([scaling, said]).encode()).hexdigest()
 
 
 def chunk_rows(batch_size: int) -> int:
@@ -319,21 +333,21 @@ def chunk_rows(batch_size: int) -> int:
 
 
 def measure(trunk: Trunk, example: Tensor) -> tuple[dict[int, float], dict[int, float], dict[int, tuple[int, ...]]]:
-    """Measure a trunk on one batch: seconds and MB per image, and the shape at each boundary.
+    """Measure a trunk in one pass over one batch: seconds and MB per image, and the shape, at each boundary.
 
-    Seconds to a shallower boundary are taken as its share of the stages' own time.
+    A process's first pass is slower than those after it: who wants a forecast lets one go before.
     """
-    handed = trunk(example)
-    shapes = {boundary: tuple(to_stored(x).shape[1:]) for boundary, x in handed.items()}
-    seconds = {}
-    for boundary in trunk.boundaries:
-        shallow = copy.copy(trunk)
-        shallow.boundaries, shallow.stages = (boundary,), trunk.stages[:boundary]
-        started = time.perf_counter()
-        shallow(example)
+    reached: dict[int, float] = {}
+
+    def passed(boundary: int) -> None:
         if trunk.device.type == "cuda":
             torch.cuda.synchronize()
-        seconds[boundary] = (time.perf_counter() - started) / trunk.batch_size
+        reached[boundary] = time.perf_counter()
+
+    started = time.perf_counter()
+    handed = trunk(example, passed)
+    shapes = {boundary: tuple(to_stored(x).shape[1:]) for boundary, x in handed.items()}
+    seconds = {boundary: (end - started) / trunk.batch_size for boundary, end in reached.items()}
     item = STORED[trunk.numbers].itemsize
     return seconds, {b: float(np.prod(s)) * item / 1e6 for b, s in shapes.items()}, shapes
 

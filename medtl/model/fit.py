@@ -31,6 +31,7 @@ from medtl.model.losses import class_weights, evaluation_loss, known_labels, los
 from medtl.model.phases import (
     frozen_count,
     frozen_digest,
+    frozen_digests,
     learning_rates,
     learning_state,
     make_optimiser,
@@ -257,7 +258,7 @@ class _Run:
         self.progress = saver.load() or Progress()
         self.units = units or [1.0] * len(self.phases)
         self.saved = time.monotonic()
-        self.prefixes: dict[int, str] = {}  # boundary -> digest of the frozen stages, in this phase
+        self.frozen: dict[str, str] = {}  # stage -> digest of what must not move in this phase
         self.val_rows = np.sort(np.asarray(material.val.rows))
         self.train_rows = np.sort(np.asarray(material.train.rows))
         self.val_targets = material.val.targets[self.val_rows]
@@ -272,10 +273,10 @@ class _Run:
         """Do one phase, or what is left of it."""
         progress, phase = self.progress, self.phases[self.progress.phase]
         self.network.load_state_dict(self.whole(progress.current))
-        self.prefixes.clear()
         boundary = set_learning(self.network, phase)
+        self.frozen = frozen_digests(self.network, phase)
         if progress.epoch == 0 and progress.step == 0:
-            progress.phase_digest, progress.phase_score = frozen_digest(self.network, phase), None
+            progress.phase_digest, progress.phase_score = frozen_digest(self.frozen), None
         train, val = self._sources(phase, boundary)
         if phase.head != "gradient":
             self._solve(phase, boundary, train, val)
@@ -582,15 +583,14 @@ class _Run:
         return self.store.entry(key, (len(images.rows), *shape), cache.STORED[self.numbers], size)
 
     def _key(self, trunk: Trunk, images: Images, view: int, boundary: int) -> str:
-        if boundary not in self.prefixes:
-            self.prefixes[boundary] = cache.prefix_digest(self.network, boundary)
-        return cache.key_of(self.prefixes[boundary], trunk, images.name(view), torch.get_num_threads())
+        prefix = cache.prefix_digest(self.network, boundary, self.frozen)
+        return cache.key_of(prefix, trunk, images.name(view), torch.get_num_threads())
 
     # -- the end of a phase ----------------------------------------------------------------------------------------
 
     def _close(self, phase: PhaseConfig) -> None:
         progress = self.progress
-        after = frozen_digest(self.network, phase)
+        after = frozen_digest(frozen_digests(self.network, phase))
         if after != progress.phase_digest:
             raise ModelError(f"Phase '{phase.name}' changed a layer that was frozen. The checkpoint is not written.")
         assert progress.phase_score is not None

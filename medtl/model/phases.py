@@ -8,8 +8,9 @@ have the same digest before and after.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -141,21 +142,23 @@ def train_again(network: StagedNetwork, phase: PhaseConfig, boundary: int) -> No
                     module.eval()
 
 
-def frozen_state(network: StagedNetwork, phase: PhaseConfig) -> dict[str, Tensor]:
-    """Give all parameters and buffers that the phase must not move, by name."""
+def frozen_digests(network: StagedNetwork, phase: PhaseConfig) -> dict[str, str]:
+    """Give a digest for each stage that has something which the phase must not move: all of it, or its BatchNorm."""
     learning = set(unfrozen_stages(phase, network.stage_names))
-    still: dict[str, Tensor] = {}
+    found: dict[str, str] = {}
     for name, stage in network.stages.items():
         if name not in learning:
-            still |= {f"{name}.{key}": value for key, value in stage.state_dict().items()}
+            found[name] = stage_digest(stage)
         elif phase.batchnorm == "frozen":
-            still |= {
-                f"{name}.{path}.{key}": value
+            norms = {
+                f"{path}.{key}": value
                 for path, module in stage.named_modules()
                 if isinstance(module, Norms)
                 for key, value in module.state_dict().items()
             }
-    return still
+            if norms:
+                found[f"{name}, BatchNorm"] = state_digest(norms)
+    return found
 
 
 def learning_state(network: StagedNetwork, phase: PhaseConfig) -> dict[str, Tensor]:
@@ -168,12 +171,17 @@ def learning_state(network: StagedNetwork, phase: PhaseConfig) -> dict[str, Tens
     }
 
 
-def frozen_digest(network: StagedNetwork, phase: PhaseConfig) -> str:
-    """Give the sha256 over names and bytes of all parameters and buffers that the phase must not move."""
-    return state_digest(frozen_state(network, phase))
+def frozen_digest(digests: Mapping[str, str]) -> str:
+    """Give one sha256 over the digests of :func:`frozen_digests`: all parameters and buffers that must not move."""
+    return sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def state_digest(state: dict[str, Tensor]) -> str:
+def stage_digest(stage: nn.Module) -> str:
+    """Give the sha256 over names and bytes of a stage's parameters and buffers."""
+    return state_digest(stage.state_dict())
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
     """Give the sha256 over names, shapes and bytes of tensors, in their order."""
     digest = sha256()
     for key, value in state.items():

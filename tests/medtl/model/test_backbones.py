@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from medtl.config import PhaseConfig
 from medtl.errors import ConfigError
 from medtl.model.backbones import BACKBONES, Backbone
-from medtl.model.phases import frozen_digest, parameter_groups, set_learning
+from medtl.model.phases import frozen_digests, parameter_groups, set_learning
 from medtl.model.surgery import StagedNetwork, backbone, boundary_shapes, cut, source_network, trunk_keys
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -129,12 +129,12 @@ def test_a_step_moves_what_learns_and_nothing_else(built: Built) -> None:
     groups = parameter_groups(network, phase)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped)) == sum(p.requires_grad for p in network.parameters())
-    before = frozen_digest(network, phase)
+    before = frozen_digests(network, phase)
     head = next(network.stages["head"].parameters())
     was = head.detach().clone()
     network(built.images(), frozen).square().sum().backward()
     torch.optim.SGD(groups, lr=1e-6).step()
-    assert frozen_digest(network, phase) == before
+    assert frozen_digests(network, phase) == before
     assert not torch.equal(head, was)
     assert all(p.grad is None for n in network.stage_names[:frozen] for p in network.stages[n].parameters())
     network.zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,29 @@ def test_a_torn_or_altered_chunk_is_computed_again(tmp_path: Path) -> None:
     assert again[5].missing() == [] and np.array_equal(again[5].array, whole)
 
 
+def test_one_pass_measures_every_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    real = Trunk.__call__
+
+    def counting(self: Trunk, images: torch.Tensor, passed: Callable[[int], None] | None = None) -> Any:
+        passes.append(1)
+        return real(self, images, passed)
+
+    monkeypatch.setattr(Trunk, "__call__", counting)
+    seconds, mb, shapes = cache.measure(trunk([1, 3, 5]), to_images(PIXELS[:2], CPU))
+    assert len(passes) == 1 and 0 < seconds[1] < seconds[3] < seconds[5]
+    assert mb[5] == np.prod(shapes[5]) * 4 / 1e6
+
+
 def test_an_interrupted_pass_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     real = Trunk.__call__
 
-    def counting(self: Trunk, images: torch.Tensor) -> Any:
+    def counting(self: Trunk, images: torch.Tensor, passed: Callable[[int], None] | None = None) -> Any:
         asked.append(len(images))
-        if len(asked) == 12:  # two to measure, eight of the first chunk
+        if len(asked) == 11:  # one to measure, eight of the first chunk
             raise KeyboardInterrupt
-        return real(self, images)
+        return real(self, images, passed)
 
     monkeypatch.setattr(Trunk, "__call__", counting)
     with pytest.raises(KeyboardInterrupt):
