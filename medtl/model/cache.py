@@ -280,12 +280,21 @@ def decide(
     return Decision(order, needed, f"{needed:,.0f} MB save about {saved - cost:.0f} s")
 
 
-def fill(trunk: Trunk, images: Images, view: int, kept: Mapping[int, Kept], share: tuple[int, int], label: str) -> None:
+def fill(
+    trunk: Trunk,
+    images: Images,
+    view: int,
+    kept: Mapping[int, Kept],
+    share: tuple[int, int],
+    label: str,
+    first: Mapping[int, Tensor] | None = None,
+) -> None:
     """Run the trunk over the images whose activations are missing, and keep them at every boundary.
 
     Args:
         kept: boundary to activations, all with chunks of :func:`chunk_rows`.
         share: this process's number and how many processes share the work.
+        first: what the trunk handed on for the first batch, where that is known already.
     """
     size = chunk_rows(trunk.batch_size)
     missing = sorted({chunk for one in kept.values() for chunk in one.missing()})
@@ -295,8 +304,11 @@ def fill(trunk: Trunk, images: Images, view: int, kept: Mapping[int, Kept], shar
         rows = images.rows[chunk * size : (chunk + 1) * size]
         parts: dict[int, list[AnyArray]] = {boundary: [] for boundary in kept}
         for start in range(0, len(rows), trunk.batch_size):
-            batch = images.view(rows[start : start + trunk.batch_size], view)
-            handed = trunk(to_images(batch, trunk.device))
+            if chunk == start == 0 and first is not None:
+                handed = first
+            else:
+                batch = images.view(rows[start : start + trunk.batch_size], view)
+                handed = trunk(to_images(batch, trunk.device))
             for boundary, found in parts.items():
                 found.append(to_stored(handed[boundary]))
         for boundary, found in parts.items():
@@ -332,8 +344,18 @@ def chunk_rows(batch_size: int) -> int:
     return _BATCHES_A_CHUNK * batch_size
 
 
-def measure(trunk: Trunk, example: Tensor) -> tuple[dict[int, float], dict[int, float], dict[int, tuple[int, ...]]]:
-    """Measure a trunk in one pass over one batch: seconds and MB per image, and the shape, at each boundary.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One pass of a trunk over one batch, at each boundary."""
+
+    seconds: Mapping[int, float]  # per image
+    mb: Mapping[int, float]  # per image, as it is kept
+    shapes: Mapping[int, tuple[int, ...]]  # of one image, as it is kept
+    handed: Mapping[int, Tensor]
+
+
+def measure(trunk: Trunk, example: Tensor) -> Measured:
+    """Measure a trunk in one pass over one batch.
 
     A process's first pass is slower than those after it: who wants a forecast lets one go before.
     """
@@ -349,7 +371,7 @@ def measure(trunk: Trunk, example: Tensor) -> tuple[dict[int, float], dict[int, 
     shapes = {boundary: tuple(to_stored(x).shape[1:]) for boundary, x in handed.items()}
     seconds = {boundary: (end - started) / trunk.batch_size for boundary, end in reached.items()}
     item = STORED[trunk.numbers].itemsize
-    return seconds, {b: float(np.prod(s)) * item / 1e6 for b, s in shapes.items()}, shapes
+    return Measured(seconds, {b: float(np.prod(s)) * item / 1e6 for b, s in shapes.items()}, shapes, handed)
 
 
 @dataclass(frozen=True, slots=True)

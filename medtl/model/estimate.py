@@ -183,11 +183,11 @@ class _Bench:
         numbers = cache.choose_numbers(self.config.cache, self.precision)
         trunk = Trunk(self.network, boundaries, self.precision, numbers, self.size, self.device)
         passing = _largest_passing_mb(trunk, self.images)
-        seconds, mb, _ = cache.measure(trunk, self.images)
-        handed = {boundary: to_stored(x) for boundary, x in trunk(self.images).items()}
+        measured = cache.measure(trunk, self.images)
+        handed = {boundary: to_stored(x) for boundary, x in measured.handed.items()}
         places = np.arange(len(self.batch))
         read = {b: self._timed(lambda x=x: from_stored(x[places], numbers, self.device)) for b, x in handed.items()}  # type: ignore[misc]
-        return _Costs(load, {b: s * self.size for b, s in seconds.items()}, read, mb, passing)
+        return _Costs(load, {b: s * self.size for b, s in measured.seconds.items()}, read, measured.mb, passing)
 
     def learning(self, phase: PhaseConfig) -> _Learning:
         """Time one step of the part that learns, and count what it holds in memory."""

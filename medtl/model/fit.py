@@ -529,17 +529,20 @@ class _Run:
         trunk = self._trunk([boundary])
         needed = [(train, view) for view in self._views([boundary])] + [(val, cache.CLEAN)]
         keys = [self._key(trunk, images, view, boundary) for images, view in needed]
-        shapes: dict[int, tuple[int, ...]] = {}
+        shapes: Mapping[int, tuple[int, ...]] = {}
+        first: Mapping[int, Tensor] | None = None
+        first_view = next(iter(self._views([boundary])), cache.CLEAN)
         if len(needed) > 1 and self.config.cache.use != "never" and all(self.store.has(key) for key in keys):
-            shapes[boundary] = self.store.shape(keys[0])[1:]
+            shapes = {boundary: self.store.shape(keys[0])[1:]}
             decision = cache.Decision((boundary,), 0.0, "they are there from an earlier pass")
         else:
             trunk = self._trunk(wanted)
-            example = to_images(train.view(self.train_rows[: self.config.batch_size], cache.CLEAN), self.device)
-            seconds, mb, shapes = cache.measure(trunk, example)
+            example = to_images(train.view(train.rows[: self.config.batch_size], first_view), self.device)
+            measured = cache.measure(trunk, example)
+            shapes, first = measured.shapes, measured.handed
             decision = cache.decide(
-                self.phases, now, stages, (len(train.rows), len(val.rows)), seconds, mb, self.store.room_mb(),
-                self.config.cache.use,
+                self.phases, now, stages, (len(train.rows), len(val.rows)), measured.seconds, measured.mb,
+                self.store.room_mb(), self.config.cache.use,
             )  # fmt: skip
         boundaries = parallel.agree(decision.boundaries)
         log.info("phase %s: activations %s (%s)", phase.name, "kept" if boundaries else "not kept", decision.reason)
@@ -551,7 +554,9 @@ class _Run:
         for part, images, views in (("train", train, self._views(boundaries)), ("val", val, clean)):
             for view, here in views.items():
                 kept = {b: self._open(trunk, images, view, b, shapes[b]) for b in here}
-                cache.fill(trunk, images, view, kept, (parallel.rank(), parallel.world()), f"frozen layers, {part}")
+                known = first if (part, view) == ("train", first_view) else None
+                share = (parallel.rank(), parallel.world())
+                cache.fill(trunk, images, view, kept, share, f"frozen layers, {part}", known)
                 parallel.wait()
                 for depth in here:
                     if not self.store.has(self._key(trunk, images, view, depth)):

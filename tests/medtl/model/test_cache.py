@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def filled(folder: Path, boundaries: list[int]) -> tuple[Trunk, Images, dict[int
     frozen = trunk(boundaries, batch_size=2)
     images = Images(np.arange(21), lambda rows, _: PIXELS[rows], lambda view: str(view))
     store = FolderActivations(folder, 100)
-    _, _, shapes = cache.measure(frozen, to_images(PIXELS[:2], CPU))
+    shapes = cache.measure(frozen, to_images(PIXELS[:2], CPU)).shapes
     kept = {b: store.entry(f"k{b}", (21, *shapes[b]), np.dtype("<f4"), cache.chunk_rows(2)) for b in boundaries}
     fill(frozen, images, cache.CLEAN, kept, (0, 1), "x")
     return frozen, images, kept
@@ -91,9 +92,20 @@ def test_one_pass_measures_every_boundary(monkeypatch: pytest.MonkeyPatch) -> No
         return real(self, images, passed)
 
     monkeypatch.setattr(Trunk, "__call__", counting)
-    seconds, mb, shapes = cache.measure(trunk([1, 3, 5]), to_images(PIXELS[:2], CPU))
-    assert len(passes) == 1 and 0 < seconds[1] < seconds[3] < seconds[5]
-    assert mb[5] == np.prod(shapes[5]) * 4 / 1e6
+    found = cache.measure(trunk([1, 3, 5]), to_images(PIXELS[:2], CPU))
+    assert len(passes) == 1 and 0 < found.seconds[1] < found.seconds[3] < found.seconds[5]
+    assert found.mb[5] == np.prod(found.shapes[5]) * 4 / 1e6
+
+
+def test_what_was_measured_is_not_computed_again(tmp_path: Path) -> None:
+    frozen, images, kept = filled(tmp_path / "plain", [3, 5])
+    store, measured = FolderActivations(tmp_path / "told", 100), cache.measure(frozen, to_images(PIXELS[:2], CPU))
+    told = {b: store.entry(f"k{b}", (21, *measured.shapes[b]), np.dtype("<f4"), cache.chunk_rows(2)) for b in (3, 5)}
+    asked: list[int] = []
+    counted = replace(images, view=lambda rows, _: (asked.extend(rows.tolist()), PIXELS[rows])[1])
+    fill(frozen, counted, cache.CLEAN, told, (0, 1), "x", measured.handed)
+    assert asked == list(range(2, 21))
+    assert all(np.array_equal(told[b].array, kept[b].array) for b in (3, 5))
 
 
 def test_an_interrupted_pass_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
