@@ -1,32 +1,43 @@
 """Who is in which part: by patient, stratified, stable under a seed. Pure.
 
-Studies that share a patient, or whose pixels are identical, form a group, and a group lies in one part. Groups are put
-in an order drawn from the seed and from their *pixels*, not from names or keys: the same images under the same seed
-give the same split on every machine. Within each stratum (the set of classes a group holds) groups are dealt out to
-whichever part is furthest below its share, counted in studies.
+Studies that share a patient, an exam, a named group (lesion, source) or pixels, or whose pictures are nearly the same,
+are linked; what is linked by a chain forms a group, and a group lies in one part. Groups are put in an order drawn from
+the seed and from their *pixels*, not from names or keys: the same images under the same seed give the same split on
+every machine. Within each stratum (the set of classes a group holds) groups are dealt out to whichever part is furthest
+below its share, counted in studies.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 
 from medtl.config import SplitConfig
+from medtl.dataset.leaks import Leaks, Pairs, crossings, in_words, links_of
 from medtl.errors import SplitError
 from medtl.records import PARTS, Cohort, Exclusion, Part, Split, Study
 
 _PRECIOUS: Mapping[Part, int] = {"train": 0, "val": 1, "test": 2}
 
 
-def split_cohort(cohort: Cohort, config: SplitConfig, seed: int) -> Split:
+def split_cohort(
+    cohort: Cohort, config: SplitConfig, seed: int, near: Pairs = (), pretrained: Collection[str] = ()
+) -> Split:
     """Divide a cohort into train, val and test.
 
     A predefined split (a split column, or the parts of an ``.npz``) is used as it is; a part it lacks is cut from its
-    training part. A copy of one image in two predefined parts is taken out of the less precious one.
+    training part. A copy of one image in two predefined parts is taken out of the less precious one. Anything else on
+    two sides refuses it, unless ``allow_leaky_split``; then the split carries the counts.
+
+    Args:
+        near: digests of pixels that are nearly the same (:func:`medtl.dataset.leaks.near_pairs`).
+        pretrained: studies that the weights were trained on; they and whoever is linked to them go into training.
 
     Raises:
-        SplitError: a patient in two predefined parts, a part without studies, or a class missing from training.
+        SplitError: something on two sides of a predefined split, a part without studies, or a class missing from
+            training.
     """
     given = [study for study in cohort.studies if study.part is not None]
     if given and len(given) < len(cohort.studies):
@@ -34,46 +45,67 @@ def split_cohort(cohort: Cohort, config: SplitConfig, seed: int) -> Split:
             f"{len(cohort.studies) - len(given)} studies have no part in the predefined split; give all one."
         )
     if not given:
-        groups = _group_of(cohort.studies, by_patient=True)
-        parts = _deal(cohort.studies, groups, {"val": config.val, "test": config.test}, seed)
-        return _checked(cohort, _as_split(parts, groups, predefined=False))
+        groups = groups_of(cohort.studies, near)
+        shares: dict[Part, float] = {"val": config.val, "test": config.test}
+        learned = {groups[study_id] for study_id in pretrained}
+        return _checked(cohort, _as_split(_deal(cohort.studies, groups, shares, seed, learned), groups))
     kept, exclusions = _without_copies(cohort.studies)
-    groups = _group_of(kept, by_patient=True)
+    groups = groups_of(kept, near)
     parts = {study.study_id: study.part for study in kept if study.part is not None}
-    Split(*_lists(parts), groups=groups, predefined=True)  # refuses a patient on two sides
+    leaks = crossings(kept, parts, near, pretrained)
+    if leaks and not config.allow_leaky_split:
+        raise SplitError(_refusal(leaks))
     lacking: dict[Part, float] = {"val": config.val, "test": config.test}
     lacking = {part: share for part, share in lacking.items() if part not in parts.values()}
     if lacking:
         training = [study for study in kept if study.part == "train"]
-        parts |= _deal(training, groups, lacking, seed)
-    return _checked(cohort, _as_split(parts, groups, predefined=True, exclusions=exclusions))
+        learned = {groups[study.study_id] for study in training if study.study_id in pretrained}
+        parts |= _deal(training, groups, lacking, seed, learned)
+    leaks = crossings(kept, parts, near, pretrained)
+    return _checked(cohort, replace(_as_split(parts, groups, leaks), predefined=True, exclusions=exclusions))
 
 
-def _group_of(studies: Sequence[Study], by_patient: bool) -> dict[str, str]:
-    """Give each study its group: studies linked by patient or by identical pixels, named by their pixels."""
-    parent = {study.study_id: study.study_id for study in studies}
+def groups_of(studies: Sequence[Study], near: Pairs = ()) -> dict[str, str]:
+    """Give each study its group: everything linked by a chain, named by its pixels."""
+    parent: dict[Hashable, Hashable] = {}
 
-    def root(item: str) -> str:
+    def root(item: Hashable) -> Hashable:
+        parent.setdefault(item, item)
         while parent[item] != item:
             parent[item] = parent[parent[item]]
             item = parent[item]
         return item
 
-    first: dict[str, str] = {}
     for study in studies:
-        links = [f"pixels {study.pixel_digest}", *([f"patient {study.patient}"] if by_patient else [])]
-        for link in links:
-            parent[root(study.study_id)] = root(first.setdefault(link, study.study_id))
-    content: dict[str, str] = {}
+        for link in links_of(study):
+            parent[root(link)] = root(study.study_id)
+    for one, other in near:
+        parent[root(("pixels", one))] = root(("pixels", other))
+    content: dict[Hashable, str] = {}
     for study in studies:
         name = root(study.study_id)
         content[name] = min(content.get(name, study.pixel_digest), study.pixel_digest)
     return {study.study_id: "g-" + content[root(study.study_id)][:16] for study in studies}
 
 
+def _refusal(leaks: Leaks) -> str:
+    tries = ["Give whoever is on two sides one part", "drop the split column and let medtl split"]
+    if any(leak.kind == "pretraining" for leak in leaks):
+        tries.append("take weights that were not trained on these images")
+    return (
+        f"The predefined split leaks: {in_words(leaks)}. {tries[0]}, or {', or '.join(tries[1:])}. To use it as it is, "
+        "and have every page say so: --set dataset.split.allow_leaky_split=true"
+    )
+
+
 def _deal(
-    studies: Sequence[Study], groups: Mapping[str, str], shares: Mapping[Part, float], seed: int
-) -> dict[str, Part | None]:
+    studies: Sequence[Study],
+    groups: Mapping[str, str],
+    shares: Mapping[Part, float],
+    seed: int,
+    learned: Collection[str] = (),
+) -> dict[str, Part]:
+    """Deal groups out to parts; those that the weights have ``learned`` stay in training."""
     members: dict[str, list[Study]] = defaultdict(list)
     for study in studies:
         members[groups[study.study_id]].append(study)
@@ -83,7 +115,7 @@ def _deal(
         strata[tuple(sorted(present))].append(group)
     full = {**shares, "train": 1.0 - sum(shares.values())}
     overall: Counter[str] = Counter()
-    parts: dict[str, Part | None] = {}
+    parts: dict[str, Part] = {}
     for stratum in sorted(strata):
         here: Counter[str] = Counter()
         for group in sorted(strata[stratum], key=lambda name: sha256(f"{seed}/{name}".encode()).digest()):
@@ -97,7 +129,7 @@ def _deal(
                 share = full[part]  # type: ignore[index]
                 return share * w - here[part] + share * o - overall[part], share
 
-            chosen = max(full, key=shortfall)
+            chosen: Part = "train" if group in learned else max(full, key=shortfall)
             here[chosen] += size
             overall[chosen] += size
             parts |= dict.fromkeys((study.study_id for study in members[group]), chosen)
@@ -120,18 +152,9 @@ def _without_copies(studies: Sequence[Study]) -> tuple[list[Study], tuple[Exclus
     return kept, tuple(exclusions)
 
 
-def _lists(parts: Mapping[str, Part | None]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def _as_split(parts: Mapping[str, Part], groups: Mapping[str, str], leaks: Leaks = ()) -> Split:
     train, val, test = (tuple(sorted(s for s, part in parts.items() if part == name)) for name in PARTS)
-    return train, val, test
-
-
-def _as_split(
-    parts: Mapping[str, Part | None],
-    groups: Mapping[str, str],
-    predefined: bool,
-    exclusions: tuple[Exclusion, ...] = (),
-) -> Split:
-    return Split(*_lists(parts), groups=dict(sorted(groups.items())), predefined=predefined, exclusions=exclusions)
+    return Split(train, val, test, groups=dict(sorted(groups.items())), predefined=False, leaks=leaks)
 
 
 def _checked(cohort: Cohort, split: Split) -> Split:

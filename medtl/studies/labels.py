@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medtl.config import LabelsConfig, StudiesConfig
 from medtl.errors import StudyError
@@ -43,6 +43,7 @@ class LabelRow:
     sex: str | None = None
     age_years: float | None = None
     part: Part | None = None
+    groups: tuple[str, ...] = ()
 
 
 def rows_of(
@@ -59,6 +60,7 @@ def rows_of(
         raise StudyError("Neither studies.labels.path nor studies.labels.uid is set: nothing tells a row's scan.")
     wanted = [("uid" if config.uid else "path", finder), *(("label", column) for column in label_columns)]
     wanted += [(k, v) for k in ("site", "sex", "age", "split") if (v := getattr(config, k)) is not None]
+    wanted += [("groups", column) for column in config.groups]
     for key, column in wanted:
         _require(column, columns, key)
     patient = config.patient if config.patient in columns else None
@@ -131,7 +133,7 @@ def _join(scans: Sequence[Scan], rows: Sequence[LabelRow]) -> tuple[list[tuple[S
         elif len({row.part for row in own}) > 1:
             exclusions.append(_exclude(scan.scan_id[:16], "conflicting_parts"))
         else:
-            matched.append((scan, own[0]))
+            matched.append((scan, replace(own[0], groups=tuple(sorted({g for row in own for g in row.groups})))))
     return matched, exclusions
 
 
@@ -177,6 +179,7 @@ def _row(
         sex=_SEXES.get(row[config.sex].strip().lower()) if config.sex else None,
         age_years=_age(row[config.age]) if config.age else None,
         part=part,
+        groups=tuple(names.name(f"group {c}", cell) for c in config.groups if (cell := row[c].strip())),
     )
 
 
@@ -252,6 +255,8 @@ def _study(scan: Scan, row: LabelRow, target: tuple[int | None, ...], patient: s
         age_years=row.age_years if row.age_years is not None else scan.age_years,
         scanner=scan.scanner,
         part=row.part,
+        exam=scan.study,
+        groups=row.groups,
     )
 
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medtl.config import SplitConfig
 from medtl.dataset.io import read_split, write_split
+from medtl.dataset.leaks import crossings
 from medtl.dataset.split import split_cohort
 from medtl.errors import SplitError, StorageError
-from medtl.records import PARTS, Cohort, Split, Study
+from medtl.records import PARTS, Cohort, Leak, Split, Study
 
 CONFIG = SplitConfig(val=0.2, test=0.2)
 
@@ -57,6 +58,47 @@ def test_no_patient_and_no_image_is_on_two_sides_and_nobody_is_lost(given_: Coho
         seen[one.patient].add(found[one.study_id])
         seen[one.pixel_digest].add(found[one.study_id])
     assert all(len(where) == 1 for where in seen.values())
+
+
+@st.composite
+def linked(draw: st.DrawFn) -> tuple[Cohort, list[tuple[str, str]], list[str]]:
+    """Give studies with every kind of link between any of them, near duplicates, and some the weights have seen."""
+    count = draw(st.integers(60, 90))
+    studies = [study(n, n % 2, part=None) for n in range(count)]
+    numbers = st.tuples(*[st.integers(0, count - 1)] * 2)
+    for kind in ("patient", "pixel_digest", "exam", "groups"):
+        for first, second in draw(st.lists(numbers, max_size=6)):
+            if kind == "groups":
+                name = f"g-{first}-{second}"
+                for row in {first, second}:
+                    studies[row] = replace(studies[row], groups=(*studies[row].groups, name))
+            else:
+                value = getattr(studies[first], kind) or f"e-{first}"
+                studies[first] = replace(studies[first], **{kind: value})
+                studies[second] = replace(studies[second], **{kind: value})
+    near = [(studies[a].pixel_digest, studies[b].pixel_digest) for a, b in draw(st.lists(numbers, max_size=6))]
+    return cohort(*studies), near, [studies[row].study_id for row in draw(st.sets(st.integers(0, 9), max_size=3))]
+
+
+@settings(derandomize=True, deadline=None)
+@given(linked(), st.integers(0, 3))
+def test_no_link_of_any_kind_ever_crosses_two_sides(
+    given_: tuple[Cohort, list[tuple[str, str]], list[str]], seed: int
+) -> None:
+    people, near, pretrained = given_
+    found = split_cohort(people, CONFIG, seed, tuple(near), pretrained)
+    where = sides(found)
+    assert sorted(where) == [s.study_id for s in people.studies]
+    seen: dict[Any, set[str]] = defaultdict(set)
+    for one in people.studies:
+        for link in (("patient", one.patient), one.pixel_digest, ("exam", one.exam), *one.groups):
+            if link != ("exam", None):
+                seen[link].add(where[one.study_id])
+    for first, second in near:
+        assert seen[first] == seen[second]
+    assert all(len(parts) == 1 for parts in seen.values())
+    assert {where[study_id] for study_id in pretrained} <= {"train"}
+    assert crossings(people.studies, where, tuple(near), pretrained) == ()  # type: ignore[arg-type]
 
 
 @given(st.integers(0, 20), st.integers(60, 200), st.sampled_from([0.1, 0.15, 0.3]))
@@ -108,6 +150,45 @@ def test_a_patient_in_two_predefined_parts_is_refused() -> None:
     studies[0] = replace(studies[0], patient=studies[-1].patient)
     with pytest.raises(SplitError, match="both 'train' and 'test'"):
         split_cohort(cohort(*studies), CONFIG, 0)
+
+
+LINKS: list[tuple[str, dict[str, Any]]] = [
+    ("1 patient in", {"patient": "p-x"}),
+    ("1 DICOM study in", {"exam": "e-x"}),
+    (r"1 group \(studies.labels.groups\) in", {"groups": ("g-x",)}),
+]
+
+
+@pytest.mark.parametrize("said, link", LINKS)
+def test_a_link_between_predefined_parts_is_refused_unless_allowed_and_then_counted(
+    said: str, link: dict[str, Any]
+) -> None:
+    studies = _parts({"train": 10, "val": 4, "test": 6})
+    for row in (0, 12, -1):
+        studies[row] = replace(studies[row], **link)
+    three = ", ".join(f"{said} both '{a}' and '{b}'" for a, b in (("train", "test"), ("train", "val"), ("val", "test")))
+    with pytest.raises(SplitError, match=f"leaks: {three}. Give whoever .*--set dataset.split.allow_leaky_split=true"):
+        split_cohort(cohort(*studies), CONFIG, 0)
+    found = split_cohort(cohort(*studies), CONFIG.model_copy(update={"allow_leaky_split": True}), 0)
+    assert [leak.count for leak in found.leaks] == [1, 1, 1]
+    assert sides(found) == {s.study_id: s.part for s in studies}
+
+
+def test_a_group_on_two_sides_needs_leaks_that_were_allowed() -> None:
+    leaks = (Leak("patient", ("train", "val"), 1),)
+    given_ = Split(("s-1",), ("s-2",), ("s-3",), {"s-1": "g", "s-2": "g", "s-3": "h"}, predefined=True, leaks=leaks)
+    with pytest.raises(SplitError, match="both 'train' and 'val'"):
+        replace(given_, leaks=())
+
+
+def test_near_duplicates_in_two_predefined_parts_are_refused_and_one_patients_own_are_not_counted_twice() -> None:
+    studies = _parts({"train": 10, "val": 4, "test": 6})
+    near = ((studies[0].pixel_digest, studies[-1].pixel_digest), (studies[1].pixel_digest, studies[2].pixel_digest))
+    with pytest.raises(SplitError, match="leaks: 1 pair of nearly the same image in both 'train' and 'test'"):
+        split_cohort(cohort(*studies), CONFIG, 0, near)
+    studies[0] = replace(studies[0], patient=studies[-1].patient)
+    with pytest.raises(SplitError, match=r"leaks: 1 patient in both 'train' and 'test'\. Give"):
+        split_cohort(cohort(*studies), CONFIG, 0, near)
 
 
 def test_a_copy_is_taken_out_of_the_less_precious_part() -> None:

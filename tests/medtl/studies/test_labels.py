@@ -110,6 +110,23 @@ def test_two_names_of_one_patient_are_one_patient(tmp_path: Path) -> None:
     assert connected([("a", "b"), ("c", "b"), ("d", "e")]) == {"a": "a", "b": "a", "c": "a", "d": "d", "e": "d"}
 
 
+def test_named_groups_are_pseudonyms_by_column_and_a_blank_cell_links_nothing(tmp_path: Path) -> None:
+    table = "path,label,patient,lesion,source\na/x.png,no,1,7,7\nb/y.png,yes,2,7,\nz,yes,3,,7\n"
+    first, second, third = (s.groups for s in joined(tmp_path, table, SCANS, groups=("lesion", "source")).studies)
+    assert first == tuple(sorted((*second, *third)))
+    assert len(set(first)) == 2 and all(name.startswith("g-") and name != "g-7" for name in first)
+    with pytest.raises(StudyError, match=r"no column 'lesions' \(studies.labels.groups\); did you mean 'lesion'"):
+        joined(tmp_path, table, SCANS, groups=("lesions",))
+
+
+def test_a_scan_of_two_rows_has_the_groups_of_both_and_its_dicom_study(tmp_path: Path) -> None:
+    table = "path,label,patient,lesion\nx,no,1,a\nx,no,1,b\ny,yes,2,b\n"
+    scans = [scan("x", 1, study="s-abc"), scan("y", 2)]
+    first, second = joined(tmp_path, table, scans, groups=("lesion",)).studies
+    assert set(second.groups) < set(first.groups) and len(first.groups) == 2
+    assert (first.exam, second.exam) == ("s-abc", None)
+
+
 def test_several_label_columns_are_a_multilabel_task(tmp_path: Path) -> None:
     table = "path,mass,fluid,patient\na/x.png,1,0,1\nb/y.png,0,,2\nz,,,3\n"
     cohort = joined(tmp_path, table, SCANS, label=("mass", "fluid"))
