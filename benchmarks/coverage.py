@@ -152,7 +152,8 @@ def intervals(case: Case, trial: int, resamples: int) -> Iterator[tuple[str, str
         of = measure(truth, score)
         basis: Basis = counts.basis(METRICS[name].rests_on, LEVEL)
         draws = of(of_patients)
-        found = score_of(name, "", estimate(float(of(ones)[0]), draws, of(without), LEVEL, basis), LEVEL, people)
+        answer = estimate(float(of(ones)[0]), draws, of(without), LEVEL, basis, METRICS[name].scale)
+        found = score_of(name, "", answer, LEVEL, people)
         if found.low is None or found.high is None:
             continue
         yield name, CONTENDERS[0], found.low, found.high

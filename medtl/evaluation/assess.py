@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from sklearn.metrics import roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
-from medtl.config import EvaluationConfig, UncertaintyConfig
-from medtl.evaluation.bounds import Basis, Counts, evenness, least_share
+from medtl.config import EvaluationConfig, ThresholdConfig, UncertaintyConfig
+from medtl.evaluation.bounds import SHARE, SIGNED, Basis, Counts, Scale, evenness, least_share
 from medtl.evaluation.calibration import reliability
 from medtl.evaluation.checks import check_predictions
-from medtl.evaluation.metrics import METRICS, calibration_error, sensitivity
+from medtl.evaluation.delong import area, interval
+from medtl.evaluation.metrics import (
+    METRICS,
+    agreement_of_classes,
+    agreement_of_grades,
+    association_of_classes,
+    calibration_error,
+    net_benefit,
+    sensitivity,
+)
 from medtl.evaluation.threshold import choose
-from medtl.evaluation.uncertainty import Estimate, drawn, estimate, left_out, mean_of, score_of
+from medtl.evaluation.uncertainty import (
+    Estimate,
+    drawn,
+    estimate,
+    independent_votes,
+    left_out,
+    mean_of,
+    score_of,
+    wilson,
+)
 from medtl.records import Curve, Evaluation, FloatArray, OperatingPoint, Predictions, Score, Task
 
 _FEW_PATIENTS = 30
 _MIX_BOTH_KINDS = {"average_precision", "ppv", "npv", "f1"}  # with one kind alone they say nothing, not 0 and not 1
+_OF_ONE_DECISION = {"mcc", "kappa"}  # several classes have one value of these, not a mean of several
+_WITHOUT_MEAN = {"prevalence"}  # of classes that share the studies it is one over their number
+_WEIGHTED = "weighted_kappa"
+_DECISION_THRESHOLDS = np.arange(1, 100) / 100
 _HIT = "share of a class whose most probable class is right"  # measured for the balanced accuracy, not reported
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class Question:
     """One metric of one class: how resamples give its values, and what its interval needs."""
 
     metric: str
@@ -33,6 +55,10 @@ class _Question:
     patients: tuple[str, ...]  # of the studies it is measured on
     basis: Basis
     estimable: bool = True
+    scale: Scale = SHARE
+    limits: Callable[[], tuple[float, float] | None] | None = None  # of method analytic, where it has any
+    unknown: str = ""  # why it may have no value
+    price: float = 0.0  # of a false alarm, of the net benefit
 
 
 def assess(
@@ -51,30 +77,47 @@ def assess(
         ModelError: a probability is not a number from 0 to 1, or those of one study do not sum to 1.
     """
     check_predictions(val, test, task, classes)
-    reported = [len(classes) - 1] if task == "binary" else list(range(len(classes)))
+    reported = reported_classes(task, classes)
     points = [_operating_point(val, index, classes[index], config) for index in reported]
-    level = config.uncertainty.level
-    questions = [
-        question
-        for index, point in zip(reported, points, strict=True)
-        for question in _questions(test, index, classes[index], point, config)
-    ]
-    if task == "multiclass":
-        questions += [_accuracy(test, level), *_hits(test, classes, level)]
-    answers = _answers(questions, test, config.uncertainty, seed)
-    curves = [curve for index in reported for curve in _curves(test, index, classes[index], config)]
+    questions = ask(test, task, classes, points, config)
+    answers = answer(questions, test.study_ids, test.patients, config.uncertainty, seed)
+    curves = [curve for index in reported for curve in curves_of(test, index, classes[index], config)]
     return Evaluation(
         task=task,
         classes=classes,
-        scores=tuple(_scores(questions, answers, test.patients, level)),
+        scores=tuple(scores_of(questions, answers, test.patients, config.uncertainty.level)),
         operating_points=tuple(points),
         curves=tuple(curves),
-        confusion=_confusion(test, task, reported, points),
+        confusion=confusion_of(test, task, reported, points),
         n=len(test.study_ids),
         patients=len(set(test.patients)),
         resamples=config.uncertainty.resamples,
         notes=_notes(test, classes),
     )
+
+
+def reported_classes(task: Task, classes: Sequence[str]) -> list[int]:
+    """Give the classes that are reported: of a binary task the last one, which is the positive one."""
+    return [len(classes) - 1] if task == "binary" else list(range(len(classes)))
+
+
+def ask(
+    test: Predictions, task: Task, classes: Sequence[str], points: Sequence[OperatingPoint], config: EvaluationConfig
+) -> list[Question]:
+    """Ask for every metric of every reported class, and of several classes for those of the one decision too.
+
+    Args:
+        points: of the reported classes.
+    """
+    questions = [
+        question
+        for index, point in zip(reported_classes(task, classes), points, strict=True)
+        for question in _questions(test, index, classes[index], point, config)
+    ]
+    if task == "multiclass":
+        level = config.uncertainty.level
+        questions += [_accuracy(test, level), *_hits(test, classes, level), *_of_all_classes(test, config)]
+    return questions
 
 
 def _known(
@@ -92,28 +135,74 @@ def _operating_point(val: Predictions, index: int, label: str, config: Evaluatio
 
 def _questions(
     test: Predictions, index: int, label: str, point: OperatingPoint, config: EvaluationConfig
-) -> list[_Question]:
+) -> list[Question]:
     truth, score, known = _known(test, index)
     patients = tuple(patient for patient, is_known in zip(test.patients, known, strict=True) if is_known)
     called = (score >= point.threshold).astype(np.float64)
     counts = Counts.of(patients, truth, called)
+    closed = _closed_forms(truth, score, called, patients, config.uncertainty.level)
+    price = price_of_a_false_alarm(point.threshold, config.threshold)
+    own: Mapping[str, Callable[..., FloatArray]] = {
+        "calibration_error": partial(calibration_error, bins=config.calibration_bins),
+        "net_benefit": partial(net_benefit, odds=price),
+    }
     questions = []
     for metric, row in METRICS.items():
-        function = row.function
-        if metric == "calibration_error":
-            function = partial(calibration_error, bins=config.calibration_bins)
-        of = partial(function, truth, called if row.needs == "decisions" else score)
+        of = partial(own.get(metric, row.function), truth, called if row.needs == "decisions" else score)
         questions.append(
-            _Question(
+            Question(
                 metric,
                 label,
                 of if known.all() else partial(_of_known, of, known),
                 patients,
                 counts.basis(row.rests_on, config.uncertainty.level),
                 metric not in _MIX_BOTH_KINDS or min(counts.diseased, counts.healthy) > 0,
+                row.scale,
+                closed.get(metric),
+                row.unknown,
+                price,
             )
         )
     return questions
+
+
+def price_of_a_false_alarm(threshold: float, config: ThresholdConfig) -> float:
+    """Give how many true calls a false one costs: what rule cost says, else what the threshold itself says.
+
+    Whoever acts from a probability of 0.2 on accepts four false alarms for each true one. NaN at a threshold of 1 and
+    beyond, which accepts none.
+    """
+    if config.rule == "cost":
+        return 1 / config.cost
+    return threshold / (1 - threshold) if threshold < 1 else np.nan
+
+
+def _closed_forms(
+    truth: FloatArray, score: FloatArray, called: FloatArray, patients: Sequence[str], level: float
+) -> dict[str, Callable[[], tuple[float, float] | None]]:
+    """Give the limits that need no draws: DeLong's of the AUROC, Wilson's of shares."""
+    shares = {
+        "sensitivity": (called, truth),
+        "specificity": (1 - called, 1 - truth),
+        "ppv": (truth, called),
+        "npv": (1 - truth, 1 - called),
+        "prevalence": (truth, np.ones(len(truth))),
+    }
+
+    def of_area() -> tuple[float, float] | None:
+        return interval(area(truth, score, np.unique(np.array(patients), return_inverse=True)[1]), level)
+
+    return {
+        "auroc": of_area,
+        **{metric: partial(_wilson, *share, patients, level) for metric, share in shares.items()},
+    }
+
+
+def _wilson(
+    outcome: FloatArray, counted: FloatArray, patients: Sequence[str], level: float
+) -> tuple[float, float] | None:
+    votes = independent_votes(outcome, counted, np.unique(np.array(patients), return_inverse=True)[1])
+    return wilson(float((outcome * counted).sum() / counted.sum()), votes, level) if votes else None
 
 
 def _of_known(
@@ -122,21 +211,46 @@ def _of_known(
     return of(weights[:, known])
 
 
-def _accuracy(test: Predictions, level: float) -> _Question:
+def _accuracy(test: Predictions, level: float) -> Question:
     right = (test.probabilities.argmax(1) == test.targets.argmax(1)).astype(np.float64)
     # the share of the studies that are right is the sensitivity where every study is diseased
     of = partial(sensitivity, np.ones(len(right)), right)
-    return _Question("accuracy", "all", of, test.patients, _basis(test.patients, level))
+    closed = partial(_wilson, right, np.ones(len(right)), test.patients, level)
+    return Question("accuracy", "all", of, test.patients, _basis(test.patients, level), limits=closed)
 
 
-def _hits(test: Predictions, classes: Sequence[str], level: float) -> list[_Question]:
+def _hits(test: Predictions, classes: Sequence[str], level: float) -> list[Question]:
     chosen = test.probabilities.argmax(1)
     questions = []
     for index, (label, truth) in enumerate(zip(classes, test.targets.T, strict=True)):
         of = partial(sensitivity, truth, (chosen == index).astype(np.float64))
         people = [patient for patient, is_true in zip(test.patients, truth, strict=True) if is_true]
-        questions.append(_Question(_HIT, label, of, test.patients, _basis(people, level)))
+        questions.append(Question(_HIT, label, of, test.patients, _basis(people, level)))
     return questions
+
+
+def _of_all_classes(test: Predictions, config: EvaluationConfig) -> list[Question]:
+    """Ask for MCC and kappa of the one decision among all classes."""
+    truth, classes = test.targets.argmax(1), test.targets.shape[1]
+    functions = {"mcc": association_of_classes, "kappa": agreement_of_classes}
+    if config.ordered:
+        functions[_WEIGHTED] = agreement_of_grades
+    # both are perfect where each class is, and as much above chance as the classes' mean share is: 0 where it is 1 / k
+    people = [{p for p, is_true in zip(test.patients, column, strict=True) if is_true} for column in test.targets.T]
+    mean = float(np.mean([least_share(len(some), config.uncertainty.level) for some in people]))
+    place = (1 + (classes * mean - 1) / (classes - 1)) / 2 if classes > 1 else 0.0
+    basis = Basis(min(map(len, people)), place, evenness(test.patients))
+    return [
+        Question(
+            metric,
+            "all",
+            partial(function, truth, test.probabilities.argmax(1), classes=classes),
+            test.patients,
+            basis,
+            scale=SIGNED,
+        )
+        for metric, function in functions.items()
+    ]
 
 
 def _basis(people: Sequence[str], level: float) -> Basis:
@@ -144,33 +258,71 @@ def _basis(people: Sequence[str], level: float) -> Basis:
     return Basis(count, least_share(count, level), evenness(people))
 
 
-def _answers(questions: Sequence[_Question], test: Predictions, config: UncertaintyConfig, seed: int) -> list[Estimate]:
+def answer(
+    questions: Sequence[Question],
+    study_ids: Sequence[str],
+    patients: Sequence[str],
+    config: UncertaintyConfig,
+    seed: int,
+) -> list[Estimate]:
     """Put every question to the same resamples, and to all patients but one, a few at a time."""
-    draws = _asked(questions, drawn(test.study_ids, test.patients, config.resamples, seed))
-    without = _asked(questions, left_out(test.study_ids, test.patients))
-    ones = np.ones((1, len(test.study_ids)))
+    draws = _asked(questions, drawn(study_ids, patients, config.resamples, seed))
+    without = _asked(questions, left_out(study_ids, patients))
+    ones = np.ones((1, len(patients)))
     values = [float(question.of(ones)[0]) if question.estimable else np.nan for question in questions]
-    return [
-        estimate(value, row, others, config.level, question.basis)
+    found = [
+        estimate(value, row, others, config.level, question.basis, question.scale, config.method)
         for value, row, others, question in zip(values, draws, without, questions, strict=True)
     ]
+    found = [_explained(one, question) for one, question in zip(found, questions, strict=True)]
+    if config.method == "analytic":
+        found = [_closed(one, question) for one, question in zip(found, questions, strict=True)]
+    return _with_bounded_benefit(questions, found)
 
 
-def _asked(questions: Sequence[_Question], parts: Iterator[FloatArray]) -> FloatArray:
+def _explained(found: Estimate, question: Question) -> Estimate:
+    """Say why there is no value although nobody is missing."""
+    if not np.isnan(found.value) or not question.unknown or question.basis.needed == 0:
+        return found
+    return replace(found, problem=f"not estimable: {question.unknown}")
+
+
+def _closed(found: Estimate, question: Question) -> Estimate:
+    """Take the limits that need no draws, where there are any."""
+    limits = question.limits() if question.limits and not found.problem else None
+    return found if limits is None else replace(found, limits=limits, below=0.0, above=0.0, bounded="")
+
+
+def _with_bounded_benefit(questions: Sequence[Question], found: list[Estimate]) -> list[Estimate]:
+    """Let a net benefit be as much lower as its sensitivity and specificity may be beyond what the draws show."""
+    by_name = {(q.metric, q.label): one for q, one in zip(questions, found, strict=True)}
+    for place, question in enumerate(questions):
+        if question.metric != "net_benefit" or found[place].problem:
+            continue
+        share = by_name["prevalence", question.label].value
+        spared = by_name["specificity", question.label]
+        hit = by_name["sensitivity", question.label]
+        below = share * hit.below + (1 - share) * question.price * spared.below
+        if below > 0:
+            found[place] = replace(found[place], below=below, bounded=hit.bounded or spared.bounded)
+    return found
+
+
+def _asked(questions: Sequence[Question], parts: Iterator[FloatArray]) -> FloatArray:
     """Give each question's values on rows of weights, shape (questions, rows)."""
     return np.concatenate([np.array([question.of(weights) for question in questions]) for weights in parts], axis=1)
 
 
-def _scores(
-    questions: Sequence[_Question], answers: Sequence[Estimate], patients: Sequence[str], level: float
+def scores_of(
+    questions: Sequence[Question], answers: Sequence[Estimate], patients: Sequence[str], level: float
 ) -> list[Score]:
     """Order the scores by metric, the mean over classes after the classes."""
     scores = []
     hits = [(q.label, answer) for q, answer in zip(questions, answers, strict=True) if q.metric == _HIT]
-    for metric in (*METRICS, "accuracy"):
+    for metric in (*METRICS, "accuracy", _WEIGHTED):
         asked = [(q, answer) for q, answer in zip(questions, answers, strict=True) if q.metric == metric]
         scores += [score_of(metric, q.label, answer, level, q.patients) for q, answer in asked]
-        if len(asked) < 2:
+        if len(asked) < 2 or metric in _WITHOUT_MEAN or (metric in _OF_ONE_DECISION and asked[-1][0].label == "all"):
             continue
         label, parts = "macro", [(q.label, answer) for q, answer in asked]
         if metric == "balanced_accuracy" and hits:
@@ -180,18 +332,44 @@ def _scores(
     return scores
 
 
-def _curves(test: Predictions, index: int, label: str, config: EvaluationConfig) -> list[Curve]:
+def curves_of(test: Predictions, index: int, label: str, config: EvaluationConfig) -> list[Curve]:
+    """Draw the lines of one class, or none where a kind is missing."""
     truth, score, _ = _known(test, index)
     if len(np.unique(truth)) < 2:
         return []
     fall_out, recall, _ = roc_curve(truth, score)
-    roc = Curve("roc", label, tuple(map(float, fall_out)), tuple(map(float, recall)))
-    return [roc, reliability(truth, score, config.calibration_bins, label)]
+    precision, found, _ = precision_recall_curve(truth, score, drop_intermediate=True)
+    return [
+        Curve("roc", label, _line(fall_out), _line(recall)),
+        Curve("pr", label, _line(found), _line(precision)),
+        reliability(truth, score, config.calibration_bins, label),
+        *_decision_curves(truth, score, label),
+    ]
 
 
-def _confusion(
+def _decision_curves(truth: FloatArray, score: FloatArray, label: str) -> list[Curve]:
+    """Give the net benefit at every threshold a reader may hold, of the model and of treating all or none.
+
+    Source: Vickers and Elkin, Medical Decision Making 26 (2006).
+    """
+    at, everybody, ones = _DECISION_THRESHOLDS, np.ones(len(truth)), np.ones((1, len(truth)))
+    model = [net_benefit(truth, (score >= t).astype(np.float64), ones, t / (1 - t))[0] for t in at]
+    treat_all = [net_benefit(truth, everybody, ones, t / (1 - t))[0] for t in at]
+    return [
+        Curve("decision", label, _line(at), _line(model)),
+        Curve("decision_all", label, _line(at), _line(treat_all)),
+        Curve("decision_none", label, _line(at), (0.0,) * len(at)),
+    ]
+
+
+def _line(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(map(float, values))
+
+
+def confusion_of(
     test: Predictions, task: Task, reported: Sequence[int], points: Sequence[OperatingPoint]
 ) -> tuple[tuple[int, ...], ...]:
+    """Count truths by decisions: of one decision among several classes, else two by two for each class."""
     if task == "multiclass":
         size = test.targets.shape[1]
         flat = test.targets.argmax(1) * size + test.probabilities.argmax(1)

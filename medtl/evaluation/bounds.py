@@ -21,8 +21,33 @@ import numpy as np
 
 from medtl.records import FloatArray
 
-RestsOn = Literal["diseased", "healthy", "rarer", "both", "ranking", "called", "cleared", "all"]
+RestsOn = Literal[
+    "diseased", "healthy", "rarer", "both", "association", "agreement", "ranking", "called", "cleared", "all"
+]
 _STEPS = 256  # of the search for the worst average precision; finer ones move the third digit
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Between which values a metric lies, and so on what its interval is laid."""
+
+    lowest: float
+    highest: float
+
+    @property
+    def has_ends(self) -> bool:
+        """Tell a metric with a best and a worst value, as a share has them."""
+        return math.isfinite(self.lowest) and math.isfinite(self.highest)
+
+    def at(self, place: float) -> float:
+        """Give the value at a place from 0 to 1 between both ends."""
+        return self.lowest + (self.highest - self.lowest) * place
+
+
+SHARE = Scale(0.0, 1.0)  # log odds
+SIGNED = Scale(-1.0, 1.0)  # log odds of the place between both ends: Fisher's z
+RATIO = Scale(0.0, math.inf)  # logarithm
+LINE = Scale(-math.inf, math.inf)  # as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +89,7 @@ class Basis:
     """How much patients can show of one metric."""
 
     needed: int  # distinct patients of the rarest kind among those the metric needs
-    least: float  # lower limit that a value of 1 on them would have
+    least: float  # lower limit that a perfect value on them would have: its place between both ends of the scale
     evenness: float = 1.0  # of the numbers of studies among them
 
     def votes(self, level: float) -> float:
@@ -72,6 +97,17 @@ class Basis:
         if not 0 < self.least < 1:
             return 0.0
         return self.evenness * math.log((1 - level) / 2) / math.log(self.least)
+
+
+def together(parts: Sequence[Basis], level: float, people: Sequence[str]) -> Basis:
+    """Say how much patients show together who are judged in several parts, each of them in one.
+
+    Args:
+        people: patient of each study of all parts.
+    """
+    votes = sum(part.votes(level) / part.evenness for part in parts)
+    least = ((1 - level) / 2) ** (1 / votes) if votes else 0.0
+    return Basis(sum(part.needed for part in parts), least, evenness(people))
 
 
 def evenness(people: Sequence[str] | np.ndarray[tuple[int, ...], np.dtype[np.str_]]) -> float:
@@ -89,6 +125,8 @@ def least_of_a_perfect(rests_on: RestsOn, counts: Counts, level: float) -> float
         return (least_share(counts.diseased, level) + least_share(counts.healthy, level)) / 2
     if rests_on == "ranking":
         return _least_average_precision(counts, level)
+    if rests_on in ("association", "agreement"):
+        return _least_of_a_table(rests_on, counts, level)
     rarer = min(counts.diseased, counts.healthy)
     patients = {
         "diseased": counts.diseased,
@@ -103,6 +141,23 @@ def least_of_a_perfect(rests_on: RestsOn, counts: Counts, level: float) -> float
 def least_share(patients: int, level: float) -> float:
     """Give the lower limit of a share where all of these patients are in it: Clopper and Pearson's."""
     return float(((1 - level) / 2) ** (1 / patients)) if patients else 0.0
+
+
+def _least_of_a_table(rests_on: Literal["association", "agreement"], counts: Counts, level: float) -> float:
+    """Give the place between -1 and 1 of the least MCC or kappa that a table without errors leaves open.
+
+    Both grow with sensitivity and with specificity: if one is below what it is at the bounds of these two, one of the
+    two is below its own.
+    """
+    if not min(counts.diseased, counts.healthy):
+        return 0.0
+    found, spared = least_share(counts.diseased, level), least_share(counts.healthy, level)
+    ill = 1 / (1 + counts.odds)
+    called = ill * found + (1 - ill) * (1 - spared)
+    shared = 2 * ill * (1 - ill) * (found + spared - 1)
+    if rests_on == "agreement":
+        return (1 + shared / (ill * (1 - called) + called * (1 - ill))) / 2
+    return (1 + shared / 2 / math.sqrt(ill * (1 - ill) * called * (1 - called))) / 2
 
 
 def _least_average_precision(counts: Counts, level: float) -> float:

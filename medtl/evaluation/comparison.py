@@ -1,82 +1,237 @@
-"""Two models on the same patients: the difference, paired."""
+"""Two models on the same patients: the difference, paired, and what may be said of it.
+
+The interval of the difference comes from the same drawn patients for both; the tests beside it draw nobody. A verdict
+follows from the interval alone, so that page, gate and test cannot contradict each other by chance of the draws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
 
 import numpy as np
 
 from medtl.config import UncertaintyConfig
 from medtl.evaluation.bounds import Counts
-from medtl.evaluation.metrics import auroc
+from medtl.evaluation.delong import area, contrast
+from medtl.evaluation.metrics import METRICS
 from medtl.evaluation.uncertainty import Estimate, difference_of, drawn, estimate, left_out, mean_of, score_of
-from medtl.records import Comparison, FloatArray, Predictions
+from medtl.records import Comparison, FloatArray, IntArray, PairedTest, Predictions, Score, Verdict
+
+Measure = Callable[[FloatArray], FloatArray]  # (b, studies) weights -> (b,)
 
 
 def compare(
-    model: Predictions, reference: Predictions, names: tuple[str, str], config: UncertaintyConfig, seed: int
+    model: Predictions,
+    reference: Predictions,
+    names: tuple[str, str],
+    config: UncertaintyConfig,
+    seed: int,
+    metric: str = "auroc",
+    margin: float | None = None,
+    decisions: tuple[FloatArray, FloatArray] | None = None,
 ) -> Comparison:
-    """Give the difference of the mean AUROC over classes, by one bootstrap of the patients both models saw.
+    """Give the difference of a metric's mean over classes, by one bootstrap of the patients both models saw.
 
     Args:
         names: of the model and of the reference.
+        metric: a row of :data:`medtl.evaluation.metrics.METRICS`.
+        margin: by how much the model may be worse and still be non-inferior.
+        decisions: (n, classes) of 0 and 1 of both models, each at its own operating point; a metric that rests on
+            decisions needs them, and so does the test of decisions.
 
     Raises:
-        ValueError: the two did not predict the same studies in the same order.
+        ValueError: the two did not predict the same studies in the same order, or decisions are missing.
     """
     same = model.study_ids == reference.study_ids and model.patients == reference.patients
     if not same or not np.array_equal(model.targets, reference.targets, equal_nan=True):
         raise ValueError("the two models must have predicted the same studies in the same order")
-    found = _mean_aurocs((model, reference), config, seed)
+    if METRICS[metric].needs == "decisions" and decisions is None:
+        raise ValueError(f"{metric} rests on decisions: give those of both models")
+    found = _means((model, reference), metric, decisions, config, seed)
     known = np.flatnonzero(np.isfinite(model.targets).any(axis=1))
     patients = [model.patients[row] for row in known]
-    difference = difference_of(*found, config.level)
+    difference = score_of(f"{metric} difference", "macro", difference_of(*found, config.level), config.level, patients)
+    tests = [_ranking_test(model, reference)]
+    if decisions is not None:
+        tests.append(_decision_test(model, decisions))
     return Comparison(
-        "auroc",
+        metric,
         *names,
-        score_of("auroc difference", "macro", difference, config.level, patients, lowest=-1.0),
-        score_of("auroc", "macro", found[1], config.level, patients),
+        difference,
+        score_of(metric, "macro", found[1], config.level, patients),
+        tuple(tests),
+        margin,
+        judge(difference, margin, METRICS[metric].higher_is_better),
     )
 
 
-def _mean_aurocs(
-    both: tuple[Predictions, Predictions], config: UncertaintyConfig, seed: int
+def judge(difference: Score, margin: float | None = None, higher_is_better: bool | None = True) -> Verdict | None:
+    """Say what an interval of a difference shows; ``None`` where there is none, or no better and worse.
+
+    Superior: all of it is better. Non-inferior: none of it is worse by the margin or more. Inferior: all of it is worse
+    (with a margin: by more than the margin). Source: Piaggio et al., JAMA 308 (2012), figure 1.
+    """
+    if difference.low is None or difference.high is None or higher_is_better is None:
+        return None
+    low, high = difference.low, difference.high
+    if not higher_is_better:
+        low, high = -high, -low
+    if low > 0:
+        return "superior"
+    if margin is not None and low > -margin:
+        return "non-inferior"
+    return "inferior" if high < -(margin or 0.0) else "inconclusive"
+
+
+def change(before: Score, after: Score) -> Score:
+    """Give how much a metric changed between two sets of other patients, as from the test part to another hospital.
+
+    The limits are recovered from the two intervals, which nobody shares.
+    Source: Zou and Donner, Statistics in Medicine 27 (2008).
+    """
+    metric, counts = f"{after.metric} difference", (after.n, after.patients)
+    if before.value is None or after.value is None:
+        note = (before if before.value is None else after).note
+        return Score(metric, after.label, None, None, None, *counts, note or "not estimable")
+    value = after.value - before.value
+    if before.low is None or before.high is None or after.low is None or after.high is None:
+        note = (before if before.low is None else after).note
+        return Score(metric, after.label, value, None, None, *counts, note or "interval not estimable")
+    down = math.hypot(after.value - after.low, before.high - before.value)
+    up = math.hypot(after.high - after.value, before.value - before.low)
+    return Score(metric, after.label, value, value - down, value + up, *counts)
+
+
+def swap_test(one: FloatArray, other: FloatArray, patient: IntArray) -> tuple[float, float]:
+    """Test whether two models are right equally often, exactly; a patient's studies are swapped together.
+
+    If the two are alike, a patient's studies that only one model has right could as well be the other's. All ways to
+    swap them are counted, not drawn. With one study of each patient this is McNemar's exact test; with several,
+    McNemar's would take alike images for so many witnesses, and its p value would be too small.
+    Source: McNemar, Psychometrika 12 (1947); Pitman 1937, for swapping; Good, Permutation Tests (2000).
+
+    Args:
+        one: (n,) 1 where the model is right.
+        other: (n,) 1 where the reference is right.
+        patient: (n,) numbers from 0.
+
+    Returns:
+        Studies that only the model has right less those that only the reference has, and the two-sided p value.
+    """
+    ahead = np.rint(np.bincount(patient, one - other)).astype(int)
+    reach, observed = int(np.abs(ahead).sum()), abs(int(ahead.sum()))
+    chance = np.zeros(2 * reach + 1)
+    chance[reach] = 1.0
+    for step in np.abs(ahead[ahead != 0]):
+        moved = np.zeros_like(chance)
+        moved[step:] += chance[:-step] / 2
+        moved[:-step] += chance[step:] / 2
+        chance = moved
+    far = np.abs(np.arange(-reach, reach + 1)) >= observed
+    return float(ahead.sum()), min(1.0, float(chance[far].sum()))
+
+
+def corrected(
+    p_values: Sequence[float | None], method: Literal["holm", "benjamini-hochberg"] = "holm"
+) -> tuple[float | None, ...]:
+    """Correct p values for how many there are; an unknown one stays unknown and does not count.
+
+    ``holm`` keeps the chance of any false finding, ``benjamini-hochberg`` the share of false ones among the findings.
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979); Benjamini and Hochberg, Journal of the Royal Statistical
+    Society B 57 (1995).
+    """
+    known = [(p, place) for place, p in enumerate(p_values) if p is not None]
+    order = [place for _, place in sorted(known)]
+    values = np.array(sorted(p for p, _ in known))
+    count, rank = len(values), np.arange(1, len(values) + 1)
+    if method == "holm":
+        adjusted = np.maximum.accumulate(values * (count + 1 - rank))
+    else:
+        adjusted = np.minimum.accumulate((values * count / rank)[::-1])[::-1]
+    by_place = dict(zip(order, np.minimum(1.0, adjusted).tolist(), strict=True))
+    return tuple(by_place.get(place) for place in range(len(p_values)))
+
+
+def _ranking_test(model: Predictions, reference: Predictions) -> PairedTest:
+    """Test the difference of the mean AUROC over classes by DeLong's variance over patients."""
+    numbers = _numbers(model.patients)
+    name = "DeLong, paired" if len(set(model.patients)) == len(model.patients) else "DeLong, paired, over patients"
+    ones, others = (
+        [area(one.targets[:, index], one.probabilities[:, index], numbers) for index in _asked(model)]
+        for one in (model, reference)
+    )
+    found = contrast(ones, others)
+    if not math.isfinite(found.p_value):
+        reason = "not estimable: fewer than two patients of a kind, or no patient moves the difference"
+        return PairedTest(name, None, None, reason)
+    return PairedTest(name, found.z, found.p_value)
+
+
+def _decision_test(model: Predictions, decisions: tuple[FloatArray, FloatArray]) -> PairedTest:
+    """Test whether the decisions on whole studies are right equally often."""
+    several = len(set(model.patients)) < len(model.patients)
+    name = "McNemar, exact, patients swapped whole" if several else "McNemar, exact"
+    complete = np.isfinite(model.targets).all(axis=1)
+    if not complete.any():
+        return PairedTest(name, None, None, "not estimable: no study whose targets are all known")
+    right = [(called == model.targets)[complete].all(axis=1).astype(np.float64) for called in decisions]
+    return PairedTest(name, *swap_test(right[0], right[1], _numbers(model.patients)[complete]))
+
+
+def _numbers(patients: Sequence[str]) -> IntArray:
+    numbers: IntArray = np.unique(np.asarray(patients, dtype=np.str_), return_inverse=True)[1]
+    return numbers
+
+
+def _asked(predictions: Predictions) -> list[int]:
+    """Give the classes to ask about: of one yes or no the yes, whose mirror image the no is."""
+    targets = predictions.targets
+    mirrored = targets.shape[1] == 2 and np.allclose(targets.sum(axis=1), 1)
+    return [1] if mirrored else list(range(targets.shape[1]))
+
+
+def _means(
+    both: tuple[Predictions, Predictions],
+    metric: str,
+    decisions: tuple[FloatArray, FloatArray] | None,
+    config: UncertaintyConfig,
+    seed: int,
 ) -> tuple[Estimate, Estimate]:
     """Measure both models on the same resamples, and without the same patients."""
-    ids, people = both[0].study_ids, both[0].patients
-    draws = _measured(both, drawn(ids, people, config.resamples, seed))
-    without = _measured(both, left_out(ids, people))
-    values = _measured(both, iter([np.ones((1, len(ids)))]))[:, :, 0]
-    bases = [_counts(people, truth).basis("rarer", config.level) for truth in both[0].targets.T]
-    names = [f"class {number} of {len(bases)}" for number in range(1, len(bases) + 1)]
-    one, other = (
-        mean_of(
-            [
-                estimate(float(value), row, others, config.level, basis)
-                for value, row, others, basis in zip(values[model], draws[model], without[model], bases, strict=True)
-            ],
-            names,
-        )
-        for model in (0, 1)
-    )
-    return one, other
+    ids, people, row, classes = both[0].study_ids, both[0].patients, METRICS[metric], _asked(both[0])
+    used = decisions if row.needs == "decisions" and decisions is not None else [p.probabilities for p in both]
+    ask = [[_measure(metric, both[0].targets[:, index], scores[:, index]) for index in classes] for scores in used]
+    draws = _measured(ask, drawn(ids, people, config.resamples, seed))
+    without = _measured(ask, left_out(ids, people))
+    values = _measured(ask, iter([np.ones((1, len(ids)))]))[:, :, 0]
+    names = [f"class {number} of {len(classes)}" for number in range(1, len(classes) + 1)]
+    means = []
+    for model, scores in enumerate(used):
+        parts = []
+        for place, index in enumerate(classes):
+            kind = scores[:, index] if row.needs == "decisions" else both[0].targets[:, index]
+            basis = _counts(people, both[0].targets[:, index], kind).basis(row.rests_on, config.level)
+            value, drew, others = float(values[model, place]), draws[model, place], without[model, place]
+            parts.append(estimate(value, drew, others, config.level, basis, row.scale, config.method))
+        means.append(mean_of(parts, names))
+    return means[0], means[1]
 
 
-def _measured(both: tuple[Predictions, Predictions], parts: Iterator[FloatArray]) -> FloatArray:
-    """Give both models' AUROC of each class on rows of weights, shape (2, classes, rows)."""
-    return np.concatenate([np.array([_aurocs(p, weights) for p in both]) for weights in parts], axis=2)
+def _measure(metric: str, truth: FloatArray, score: FloatArray) -> Measure:
+    known = np.isfinite(truth)
+    of = partial(METRICS[metric].function, truth[known], score[known])
+    return lambda weights: of(weights[:, known])
 
 
-def _aurocs(predictions: Predictions, weight: FloatArray) -> FloatArray:
-    """Give the AUROC of each class on each resample, shape (classes, b)."""
-    rows = []
-    for truth, score in zip(predictions.targets.T, predictions.probabilities.T, strict=True):
-        known = np.isfinite(truth)
-        rows.append(auroc(truth[known], score[known], weight[:, known]))
-    return np.array(rows)
+def _measured(ask: Sequence[Sequence[Measure]], parts: Iterator[FloatArray]) -> FloatArray:
+    """Give both models' values of each class on rows of weights, shape (2, classes, rows)."""
+    return np.concatenate([np.array([[of(weights) for of in classes] for classes in ask]) for weights in parts], axis=2)
 
 
-def _counts(patients: tuple[str, ...], truth: FloatArray) -> Counts:
+def _counts(patients: Sequence[str], truth: FloatArray, called: FloatArray) -> Counts:
     known = np.isfinite(truth)
     people = [patient for patient, is_known in zip(patients, known, strict=True) if is_known]
-    return Counts.of(people, truth[known], truth[known])
+    return Counts.of(people, truth[known], called[known])

@@ -35,7 +35,7 @@ def mean_auroc(
         known = np.isfinite(truth)
         counted = [patient for patient, is_known in zip(people, known, strict=True) if is_known]
         basis = Counts.of(counted, truth[known], truth[known]).basis("rarer", config.level)
-        parts.append(estimate(float(value), row, others, config.level, basis))
+        parts.append(estimate(float(value), row, others, config.level, basis, method=config.method))
     if len(parts) == 1:
         return score_of("auroc", classes[-1], parts[0], config.level, people)
     return score_of("auroc", "macro", mean_of(parts, classes), config.level, people)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from medtl.artifacts import load_array, read_record, save_array, write_json, write_record
 from medtl.errors import StorageError
-from medtl.records import Comparison, Evaluation, Predictions
+from medtl.records import Comparison, Evaluation, NoveltyRule, Predictions
 
 EVALUATION, COMPARISON, STUDIES = "evaluation.json", "comparison.json", "studies.json"
 TARGETS, PROBABILITIES = "targets.npy", "probabilities.npy"
+NOVELTY = "novelty.json"
+_NOVELTY_ARRAYS = ("scale", "centres", "whitening", "middle", "background", "references")
 
 
 def write_predictions(folder: Path, predictions: Predictions) -> None:
@@ -62,3 +64,28 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
 def read_comparison(folder: Path) -> Comparison:
     """Read a comparison."""
     return read_record(folder / COMPARISON, Comparison)
+
+
+def write_novelty(folder: Path, rule: NoveltyRule) -> None:
+    """Write a novelty rule as its numbers and one array each."""
+    facts = {name: getattr(rule, name) for name in rule.__slots__ if name not in _NOVELTY_ARRAYS}
+    write_json(folder / NOVELTY, facts)
+    for name in _NOVELTY_ARRAYS:
+        save_array(folder / f"novelty_{name}.npy", getattr(rule, name))
+
+
+def read_novelty(folder: Path) -> NoveltyRule:
+    """Read a novelty rule back.
+
+    Raises:
+        StorageError: a file is missing or is not what was written.
+    """
+    try:
+        facts = json.loads((folder / NOVELTY).read_bytes())
+        facts["quantiles"] = tuple(facts["quantiles"])
+        facts |= {name: load_array(folder / f"novelty_{name}.npy") for name in _NOVELTY_ARRAYS}
+        return NoveltyRule(**facts)
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"'{folder}' holds no readable novelty rule ({type(error).__name__}). Delete the folder and run again."
+        ) from error

@@ -11,7 +11,9 @@ its cure. One rule serves every metric:
   degrees of freedom that the kurtosis of the patients' influences gives, at most one less than the patients of the
   rarer kind. Source: Satterthwaite 1946; O'Neill, The American Statistician 68 (2014), for the variance of a variance.
 * Values near 1 are skewed, and no interval may leave the scale: it is laid on the log odds of the value.
-  Source: Pepe, The Statistical Evaluation of Medical Tests (2003), for the AUROC.
+  Source: Pepe, The Statistical Evaluation of Medical Tests (2003), for the AUROC. What has other ends has another
+  scale: MCC and kappa the log odds between -1 and 1 (Fisher's z), likelihood ratios and the log loss the logarithm,
+  calibration slope and intercept and net benefit their own.
 
 Two more sentences keep it honest at the ends. Patients show no less than if each were one yes or no: the interval is no
 wider than Clopper and Pearson's for a share of that many patients (less if a few have most studies: Kish 1965). And
@@ -23,18 +25,24 @@ nearly perfect one many are. Where the draws reach the end of the scale (more th
 so that fewer than about four patients carry all the error), the interval is made no narrower than
 :mod:`medtl.evaluation.bounds` says so few patients could make it. How often all this holds the truth is measured by
 ``benchmarks/coverage.py``.
+
+That is ``method: auto``. By name there are also ``percentile`` (Efron 1979) and ``bca`` (Efron, Journal of the American
+Statistical Association 82 (1987)) of the same draws, as their sources have them, but for the exact bound where no
+resample differs; and ``analytic``: DeLong for the AUROC (:mod:`medtl.evaluation.delong`) and Wilson for shares, both
+over patients, and for all else ``auto``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import betaincinv, expit, logit, stdtrit
+from scipy.special import betaincinv, expit, logit, ndtr, ndtri, stdtrit
 
-from medtl.evaluation.bounds import Basis
+from medtl.config import IntervalMethod
+from medtl.evaluation.bounds import LINE, RATIO, SHARE, SIGNED, Basis, Scale
 from medtl.records import FloatArray, IntArray, Score
 
 MOST_MISSING = 0.2  # share of resamples that may be without a value
@@ -44,6 +52,9 @@ _CHUNK = 1_000_000  # weights held at once: 8 MB
 _NO_SPREAD = 1e-9  # values closer than this are one value: sums of the same terms differ by rounding
 _BIASED = 0.25  # standard errors
 _NOISE = 1 / (math.sqrt(2) - 1)  # pure noise is sqrt(2) times as large in a resample as in the value: the rest is bias
+_ONE_SIDED = "interval not estimable by BCa: the value lies at the edge of the resamples; try method auto"
+_ALIKE = "interval not estimable: no resample differs"
+_NO_LOGARITHM = "interval not estimable: a ratio of 0 has no standard error"
 _WIDENED = "widened to the exact bound: so few patients show no more, even if all agree"
 
 
@@ -107,17 +118,28 @@ class Estimate:
     problem: str = ""  # why there is no value, or no interval
     bounded: str = ""  # why the interval is wider than the rule
     lean: tuple[float, float] = (1.0, 1.0)  # how much further than by its spread a difference reaches down and up
+    scale: Scale = SHARE
+    method: IntervalMethod = "auto"
+    limits: tuple[float, float] | None = None  # of method analytic
 
 
-def estimate(value: float, draws: FloatArray, without: FloatArray, level: float, basis: Basis) -> Estimate:
+def estimate(
+    value: float,
+    draws: FloatArray,
+    without: FloatArray,
+    level: float,
+    basis: Basis,
+    scale: Scale = SHARE,
+    method: IntervalMethod = "auto",
+) -> Estimate:
     """Judge whether a value has an interval, and widen it where so few patients could not make it so narrow.
 
-    Where the draws reach 1 the interval may not begin above ``basis.least``, and where they reach 0 not end below
-    ``1 - basis.least``: a nearly perfect result shows no more than a perfect one. Where all resamples are the same, the
-    bound is scaled to lie around the value.
+    Where the draws reach the best value the interval may not begin above ``basis.least``, and where they reach the
+    worst not end below its mirror image: a nearly perfect result shows no more than a perfect one. Where all resamples
+    are the same, the bound is scaled to lie around the value. A metric without a best value has no such bound.
 
     Args:
-        value: on all studies, between 0 and 1; NaN where not estimable.
+        value: on all studies, on its scale; NaN where not estimable.
         draws: (b,) values of the resamples.
         without: (g,) values without each patient, or each group of patients.
     """
@@ -125,19 +147,35 @@ def estimate(value: float, draws: FloatArray, without: FloatArray, level: float,
         return Estimate(np.nan, draws, without, problem="not estimable: the test part lacks a kind it needs")
     if basis.needed < FEWEST_PATIENTS:
         return Estimate(value, draws, without, problem="interval not estimable: fewer than two patients of a kind")
-    finite = draws[np.isfinite(draws)]
+    if scale is RATIO and value <= 0:
+        return Estimate(value, draws, without, problem=_NO_LOGARITHM)
+    finite = draws[np.isfinite(draws) & (draws > 0 if scale is RATIO else True)]
     if not len(finite) or len(finite) < (1 - MOST_MISSING) * len(draws):
         problem = "interval not estimable: too many resamples lack a kind it needs"
         return Estimate(value, draws, without, problem=problem)
-    votes, least = basis.votes(level), basis.least
-    low, high = _interval(Estimate(value, draws, without, basis.needed, votes), level, 0.0)
+    if not scale.has_ends and float(np.ptp(finite)) <= _NO_SPREAD:
+        return Estimate(value, draws, without, problem=_ALIKE)
+    votes = basis.votes(level) if scale.has_ends else 0.0
+    found = Estimate(value, draws, without, basis.needed, votes, scale=scale, method=method)
+    return _bounded(found, finite, level, basis.least) if scale.has_ends else found
+
+
+def _bounded(found: Estimate, finite: FloatArray, level: float, least: float) -> Estimate:
+    """Widen an interval between two ends where the draws cannot tell how far it reaches."""
+    value, size = found.value, found.scale.at(1) - found.scale.lowest
+    best, worst = found.scale.at(least), found.scale.at(1 - least)
     lowest, highest = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    below = max(0.0, low - least) if highest >= 1 - _NO_SPREAD else 0.0
-    above = max(0.0, 1 - least - high) if lowest <= _NO_SPREAD else 0.0
-    if highest - lowest <= _NO_SPREAD:
-        below, above = max(0.0, low - value * least), max(0.0, value + (1 - value) * (1 - least) - high)
-    bounded = _WIDENED if below or above else ""
-    return Estimate(value, draws, without, basis.needed, votes, below, above, bounded=bounded)
+    alike = highest - lowest <= _NO_SPREAD
+    if found.method != "auto" and not alike:
+        return found
+    low, high = _interval(found, level) if found.method == "auto" else (value, value)
+    below = max(0.0, low - best) if highest >= found.scale.highest - _NO_SPREAD else 0.0
+    above = max(0.0, worst - high) if lowest <= found.scale.lowest + _NO_SPREAD else 0.0
+    if alike:
+        place = (value - found.scale.lowest) / size
+        below = max(0.0, low - found.scale.at(place * least))
+        above = max(0.0, found.scale.at(place + (1 - place) * (1 - least)) - high)
+    return replace(found, below=below, above=above, bounded=_WIDENED if below or above else "")
 
 
 def mean_of(parts: Sequence[Estimate], names: Sequence[str]) -> Estimate:
@@ -171,6 +209,8 @@ def mean_of(parts: Sequence[Estimate], names: Sequence[str]) -> Estimate:
         float(np.mean([part.below for part in parts])),
         float(np.mean([part.above for part in parts])),
         bounded=f"{_WIDENED} ({', '.join(widened)})" if widened else "",
+        scale=parts[0].scale,
+        method=parts[0].method,
     )
 
 
@@ -182,8 +222,8 @@ def difference_of(one: Estimate, other: Estimate, level: float) -> Estimate:
     Source: after Zou and Donner, Statistics in Medicine 27 (2008), who recover a difference's limits from its parts'.
     """
     lean = (1.0, 1.0)
-    if not one.problem and not other.problem:
-        (low, high), (other_low, other_high) = _interval(one, level, 0.0), _interval(other, level, 0.0)
+    if not one.problem and not other.problem and one.method == "auto":
+        (low, high), (other_low, other_high) = _interval(one, level), _interval(other, level)
         down = math.hypot(one.value - low, other_high - other.value)
         up = math.hypot(high - one.value, other.value - other_low)
         mean = math.hypot(down, up) / math.sqrt(2)
@@ -199,47 +239,121 @@ def difference_of(one: Estimate, other: Estimate, level: float) -> Estimate:
         one.problem or other.problem,
         one.bounded or other.bounded,
         lean,
+        SIGNED if one.scale is SHARE else LINE,
+        one.method,
     )
 
 
-def score_of(
-    metric: str, label: str, found: Estimate, level: float, patients: Sequence[str], lowest: float = 0.0
-) -> Score:
+def score_of(metric: str, label: str, found: Estimate, level: float, patients: Sequence[str]) -> Score:
     """Make a score with its interval, or say why there is none.
 
     Args:
         patients: of the studies it was measured on.
-        lowest: value that the metric can have; -1 of a difference.
     """
     counts = len(patients), len(set(patients))
     if not np.isfinite(found.value):
         return Score(metric, label, None, None, None, *counts, found.problem)
     if found.problem:
         return Score(metric, label, found.value, None, None, *counts, found.problem)
-    low, high = _interval(found, level, lowest)
-    low, high = max(lowest, low - found.below), min(1.0, high + found.above)
+    low, high = _interval(found, level)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return Score(metric, label, found.value, None, None, *counts, _ONE_SIDED)
+    low, high = max(found.scale.lowest, low - found.below), min(found.scale.highest, high + found.above)
     return Score(metric, label, found.value, low, high, *counts, found.bounded)
 
 
-def _interval(found: Estimate, level: float, lowest: float) -> tuple[float, float]:
-    """Lay the interval on the log odds of the value between the ends of its scale, as the module says."""
+def wilson(share: float, votes: float, level: float) -> tuple[float, float]:
+    """Give the limits of a share of this many independent votes, that need not be whole. Source: Wilson 1927."""
+    z = float(ndtri((1 + level) / 2))
+    middle = (share + z**2 / (2 * votes)) / (1 + z**2 / votes)
+    reach = z / (1 + z**2 / votes) * math.sqrt(share * (1 - share) / votes + z**2 / (4 * votes**2))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def independent_votes(outcome: FloatArray, counted: FloatArray, patient: IntArray) -> float:
+    """Count the independent votes that a share's studies are worth: fewer where a patient's studies agree.
+
+    Studies over the design effect, which is the variance over patients by that of a share of as many patients.
+    Where all agree a patient is one vote. Source: Rao and Scott, Biometrics 48 (1992).
+
+    Args:
+        outcome: (n,) 0 or 1.
+        counted: (n,) 1 where a study is in the share's denominator.
+        patient: (n,) numbers from 0.
+    """
+    studies = np.bincount(patient, counted)
+    studies, yes = studies[studies > 0], np.bincount(patient, counted * outcome)[studies > 0]
+    count, total = len(studies), studies.sum()
+    if count == total or count < FEWEST_PATIENTS:
+        return float(total)
+    share = yes.sum() / total
+    variance = count / (count - 1) * ((yes - share * studies) ** 2).sum() / total**2
+    if variance <= 0:
+        return float(total**2 / (studies**2).sum())
+    return float(min(total, share * (1 - share) / variance))
+
+
+def _interval(found: Estimate, level: float) -> tuple[float, float]:
+    """Lay the interval by the estimate's method."""
+    if found.limits is not None:
+        return found.limits
+    if found.method == "percentile":
+        low, high = np.nanquantile(found.draws, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+    if found.method == "bca":
+        return _corrected(found, level)
+    if found.scale is RATIO:
+        logs = replace(found, value=math.log(found.value), scale=LINE)
+        low, high = _students(replace(logs, draws=_logs(found.draws), without=_logs(found.without)), level)
+        return math.exp(low), math.exp(high)
+    return _students(found, level)
+
+
+def _students(found: Estimate, level: float) -> tuple[float, float]:
+    """Lay Student's interval on the log odds of the value between the ends of its scale, if it has any."""
     value, error = found.value, _standard_error(found)
     if error <= _NO_SPREAD:
         return value, value
-    place, scale = (value - lowest) / (1 - lowest), 1 - lowest
-    low, high = lowest, 1.0
-    if 0 < place < 1:
-        quantile = stdtrit(_freedom(found), (1 + level) / 2)
-        reach = quantile * error / scale / (place * (1 - place))
-        sides = (-reach * found.lean[0], reach * found.lean[1])
-        low, high = (lowest + scale * float(expit(logit(place) + side)) for side in sides)
-    if found.votes:
-        fewest, most = _share(place, found.votes, level)
-        low, high = max(low, lowest + scale * fewest), min(high, lowest + scale * most)
+    lowest, highest = found.scale.lowest, found.scale.highest
+    quantile = stdtrit(_freedom(found), (1 + level) / 2)
+    low, high = lowest, highest
+    if not found.scale.has_ends:
+        low, high = value - quantile * error * found.lean[0], value + quantile * error * found.lean[1]
+    else:
+        place, size = (value - lowest) / (highest - lowest), highest - lowest
+        if 0 < place < 1:
+            reach = quantile * error / size / (place * (1 - place))
+            sides = (-reach * found.lean[0], reach * found.lean[1])
+            low, high = (lowest + size * float(expit(logit(place) + side)) for side in sides)
+        if found.votes:
+            fewest, most = _share(place, found.votes, level)
+            low, high = max(low, lowest + size * fewest), min(high, lowest + size * most)
     bias = float(np.nanmean(found.draws)) - value
     if abs(bias) > _BIASED * error:
         low, high = low - _NOISE * max(0.0, bias), high + _NOISE * max(0.0, -bias)
-    return min(value, max(lowest, low)), max(value, min(1.0, high))
+    return min(value, max(lowest, low)), max(value, min(highest, high))
+
+
+def _corrected(found: Estimate, level: float) -> tuple[float, float]:
+    """Give the bias-corrected and accelerated limits; NaN where the value is at the edge of the draws."""
+    draws = found.draws[np.isfinite(found.draws)]
+    if float(draws.max() - draws.min()) <= _NO_SPREAD:
+        return found.value, found.value
+    apart = draws - found.value
+    share = (apart < -_NO_SPREAD).mean() + (np.abs(apart) <= _NO_SPREAD).mean() / 2
+    if not 0 < share < 1:
+        return math.nan, math.nan
+    influence, bias = -_influence(found), float(ndtri(share))
+    spread = float((influence**2).sum())
+    skew = float((influence**3).sum()) / (6 * spread**1.5) if spread > _NO_SPREAD**2 else 0.0
+    shifted = bias + ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
+    low, high = np.quantile(draws, ndtr(bias + shifted / (1 - skew * shifted)))
+    return float(low), float(high)
+
+
+def _logs(values: FloatArray) -> FloatArray:
+    logs: FloatArray = np.log(values, out=np.full(len(values), np.nan), where=values > 0)
+    return logs
 
 
 def _standard_error(found: Estimate) -> float:

@@ -7,11 +7,14 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-from medtl.config import EvaluationConfig, UncertaintyConfig
+from medtl.config import EvaluationConfig, ThresholdConfig, UncertaintyConfig
 from medtl.errors import ModelError, SplitError, StudyError
-from medtl.evaluation.assess import assess
+from medtl.evaluation.assess import assess, price_of_a_false_alarm
+from medtl.evaluation.bounds import SHARE
+from medtl.evaluation.delong import area, interval
 from medtl.evaluation.metrics import METRICS
 from medtl.records import Evaluation, Predictions, Score, Task
 
@@ -82,10 +85,13 @@ def test_a_multilabel_task_uses_each_label_where_it_is_known() -> None:
 
 @pytest.mark.parametrize("task", get_args(Task))
 def test_every_metric_has_an_interval_around_its_value(task: Any) -> None:
-    found, _ = assessed(task)
+    found, _ = assessed(task, probabilities=hard(task).probabilities)
     assert set(METRICS) <= set(found.metrics)
-    for score in found.metrics.values():
-        assert 0 <= score.low <= score.value + 0.05 and score.value - 0.05 <= score.high <= 1
+    for name, score in found.metrics.items():
+        assert score.low is not None and score.high is not None, (name, score.note)
+        assert score.low <= score.value + 0.05 and score.value - 0.05 <= score.high
+        scale = METRICS[name].scale if name in METRICS else SHARE
+        assert scale.lowest <= score.low < score.high <= scale.highest
 
 
 @pytest.mark.parametrize("task", get_args(Task))
@@ -247,3 +253,104 @@ def test_the_calibration_curve_counts_every_study_once() -> None:
     (curve,) = [c for c in found.curves if c.kind == "calibration"]
     assert sum(curve.weight) == 120
     assert np.average(curve.y, weights=curve.weight) == pytest.approx(0.5)
+
+
+def hard(task: str) -> Predictions:
+    """Give predictions that are far from perfect."""
+    test = predicted(task)
+    chance = test.probabilities + 2 * np.random.default_rng(1).random(test.probabilities.shape)
+    return replace(test, probabilities=chance / (3 if task == "multilabel" else chance.sum(1, keepdims=True)))
+
+
+def by_method(method: Any, task: Any = "binary", **changes: Any) -> Evaluation:
+    config = EvaluationConfig(uncertainty=UncertaintyConfig(resamples=200, method=method), **changes)
+    return assess(predicted(task, "val"), hard(task), task, CLASSES[task], config, 0)
+
+
+def test_the_method_of_intervals_is_a_choice_that_moves_no_value() -> None:
+    found = {method: by_method(method) for method in ("auto", "percentile", "bca", "analytic")}
+    for metric, score in found["auto"].metrics.items():
+        assert {one.score(metric).value for one in found.values()} == {score.value}
+    limits = {(one.score("auroc").low, one.score("auroc").high) for one in found.values()}
+    assert len(limits) == 4
+
+
+def test_analytic_is_delong_for_the_area_wilson_for_shares_and_auto_for_the_rest() -> None:
+    found, auto, test = by_method("analytic"), by_method("auto"), hard("binary")
+    people = np.unique(test.patients, return_inverse=True)[1]
+    wanted = interval(area(test.targets[:, 1], test.probabilities[:, 1], people), 0.95)
+    assert (found.score("auroc").low, found.score("auroc").high) == pytest.approx(wanted)
+    truth, called = test.targets[:, 1], test.probabilities[:, 1] >= found.operating_points[0].threshold
+    # every patient has one diseased study: as many independent votes as patients
+    exact = binomtest(int((truth * called).sum()), 60).proportion_ci(0.95, method="wilson")
+    assert (found.score("sensitivity").low, found.score("sensitivity").high) == pytest.approx((exact.low, exact.high))
+    assert found.score("brier") == auto.score("brier")
+
+
+def test_several_classes_have_one_mcc_and_kappa_of_the_one_decision() -> None:
+    found, test = by_method("auto", "multiclass", ordered=True), hard("multiclass")
+    truth, chosen = test.targets.argmax(1), test.probabilities.argmax(1)
+    assert found.score("mcc").value == pytest.approx(sk.matthews_corrcoef(truth, chosen))
+    assert found.score("kappa").value == pytest.approx(sk.cohen_kappa_score(truth, chosen))
+    graded = sk.cohen_kappa_score(truth, chosen, weights="quadratic")
+    assert found.score("weighted_kappa").value == pytest.approx(graded)
+    assert {s.label for s in found.scores if s.metric == "mcc"} == {"a", "b", "c", "all"}
+    assert "weighted_kappa" not in by_method("auto", "multiclass").metrics
+
+
+def test_one_class_leaves_the_mcc_of_all_unknown() -> None:
+    found, _ = assessed("multiclass", targets=np.tile([1.0, 0, 0], (120, 1)))
+    assert only(found, "mcc", "all").value is None
+
+
+def test_net_benefit_is_at_the_price_of_the_operating_point_or_of_the_config() -> None:
+    found, test = by_method("auto"), hard("binary")
+    at = found.operating_points[0].threshold
+    truth, called = test.targets[:, 1], test.probabilities[:, 1] >= at
+    wanted = ((truth * called).sum() - (called & (truth == 0)).sum() * at / (1 - at)) / 120
+    assert found.score("net_benefit").value == pytest.approx(wanted)
+    dear = ThresholdConfig(rule="cost", cost=4)
+    assert price_of_a_false_alarm(0.9, dear) == 0.25 and price_of_a_false_alarm(
+        0.9, ThresholdConfig()
+    ) == pytest.approx(9)
+    assert np.isnan(price_of_a_false_alarm(1.000001, ThresholdConfig()))
+
+
+def test_a_net_benefit_without_an_error_is_no_more_certain_than_its_parts() -> None:
+    people = tuple(f"p-{i}" for i in range(120))
+    found, _ = assessed("binary", patients=people)
+    benefit, hit = found.score("net_benefit"), found.score("sensitivity")
+    assert hit.value == 1 and "exact bound" in benefit.note
+    at = found.operating_points[0].threshold
+    unseen = 0.5 * (1 - hit.low) + 0.5 * (1 - found.score("specificity").low) * at / (1 - at)
+    down, up = benefit.value - benefit.low, benefit.high - benefit.value
+    assert down - up == pytest.approx(unseen)  # beyond the prevalence, which varies as much either way
+
+
+def test_what_has_no_value_says_why() -> None:
+    found, _ = assessed("binary")
+    assert found.score("positive_likelihood_ratio").note == "not estimable: nobody healthy is called"
+    assert found.score("calibration_slope").note == "not estimable: a threshold parts the two kinds"
+    one_kind, _ = assessed("binary", targets=np.tile([1.0, 0], (120, 1)))
+    assert "lacks a kind" in one_kind.score("calibration_slope").note
+
+
+def test_the_decision_curve_stands_between_treating_all_and_none() -> None:
+    test = hard("binary")
+    found = by_method("auto")
+    lines = {curve.kind: curve for curve in found.curves}
+    assert set(lines) == {"roc", "pr", "calibration", "decision", "decision_all", "decision_none"}
+    truth, score = test.targets[:, 1], test.probabilities[:, 1]
+    for at, model, everybody in zip(lines["decision"].x, lines["decision"].y, lines["decision_all"].y, strict=True):
+        called = score >= at
+        odds = at / (1 - at)
+        assert model == pytest.approx((called * truth).mean() - odds * (called * (1 - truth)).mean())
+        assert everybody == pytest.approx(truth.mean() - odds * (1 - truth).mean())
+    assert set(lines["decision_none"].y) == {0.0}
+
+
+def test_the_precision_recall_curve_is_scikit_learns() -> None:
+    test = hard("binary")
+    (line,) = [curve for curve in by_method("auto").curves if curve.kind == "pr"]
+    precision, recall, _ = sk.precision_recall_curve(test.targets[:, 1], test.probabilities[:, 1])
+    assert set(zip(line.x, line.y, strict=True)) <= set(zip(recall.tolist(), precision.tolist(), strict=True))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from medtl.evaluation.bounds import Basis, Counts, RestsOn, evenness, least_of_a_perfect, least_share
-from medtl.evaluation.metrics import auroc, average_precision
+from medtl.evaluation.bounds import Basis, Counts, RestsOn, evenness, least_of_a_perfect, least_share, together
+from medtl.evaluation.metrics import auroc, average_precision, kappa, mcc
 
 
 def counts(diseased: int, healthy: int) -> Counts:
@@ -79,3 +79,26 @@ def test_even_patients_have_one_vote_each_and_uneven_ones_less(patients: int, le
     assert Basis(patients, least_share(patients, level)).votes(level) == pytest.approx(patients)
     assert Basis(patients, least_share(patients, level), 0.5).votes(level) == pytest.approx(patients / 2)
     assert Basis(patients, 0.0).votes(level) == 0
+
+
+@pytest.mark.parametrize("diseased, healthy", [(5, 5), (5, 20), (20, 5)])
+def test_mcc_and_kappa_of_a_perfect_table_leave_what_both_its_bounds_leave(diseased: int, healthy: int) -> None:
+    size = 100_000
+    truth = np.concatenate([np.ones(diseased * size), np.zeros(healthy * size)])
+    missed, alarms = (int(n * size * (1 - least_share(n, 0.95))) for n in (diseased, healthy))
+    called = truth.copy()
+    called[:missed], called[-alarms:] = 0, 1
+    found, ones = counts(diseased, healthy), np.ones((1, len(truth)))
+    assert least_of_a_perfect("association", found, 0.95) == pytest.approx(
+        (1 + mcc(truth, called, ones)[0]) / 2, abs=1e-4
+    )
+    assert least_of_a_perfect("agreement", found, 0.95) == pytest.approx(
+        (1 + kappa(truth, called, ones)[0]) / 2, abs=1e-4
+    )
+
+
+def test_patients_of_several_parts_show_what_they_would_in_one() -> None:
+    parts = [Basis(n, least_share(n, 0.95)) for n in (10, 20, 30)]
+    joined = together(parts, 0.95, [str(number) for number in range(60)])
+    assert (joined.needed, joined.least, joined.evenness) == pytest.approx((60, least_share(60, 0.95), 1))
+    assert together([Basis(0, 0.0)], 0.95, []).least == 0

@@ -6,13 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap, norm
 
-from medtl.evaluation.bounds import Basis, Counts
+from medtl.evaluation.bounds import LINE, RATIO, SHARE, SIGNED, Basis, Counts
 from medtl.evaluation.metrics import METRICS
-from medtl.evaluation.uncertainty import Estimate, difference_of, drawn, estimate, left_out, mean_of, score_of
+from medtl.evaluation.uncertainty import (
+    Estimate,
+    difference_of,
+    drawn,
+    estimate,
+    independent_votes,
+    left_out,
+    mean_of,
+    score_of,
+    wilson,
+)
 
 Weights = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -97,11 +107,11 @@ def measured(
         np.concatenate([METRICS[name].function(truth, used, some) for some in weights])
         for weights in (drawn(ids, people, resamples, seed), left_out(ids, people), [np.ones((1, len(people)))])
     )
-    return estimate(float(value), draws, without, 0.95, basis)
+    return estimate(float(value), draws, without, 0.95, basis, METRICS[name].scale)
 
 
-def limits(found: Estimate, level: float = 0.95, lowest: float = 0.0) -> tuple[float, float]:
-    score = score_of("auroc", "x", found, level, ["a"], lowest)
+def limits(found: Estimate, level: float = 0.95) -> tuple[float, float]:
+    score = score_of("auroc", "x", found, level, ["a"])
     assert score.low is not None and score.high is not None
     return score.low, score.high
 
@@ -130,6 +140,7 @@ def test_clustering_by_patient_widens_the_interval() -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(seed=st.integers(0, 999), patients=st.integers(4, 30), images=st.sampled_from([1, 4]), distance=st.floats(0, 6))
 def test_the_interval_holds_its_value_on_its_scale_and_grows_with_the_level(
     name: str, seed: int, patients: int, images: int, distance: float
@@ -138,8 +149,8 @@ def test_the_interval_holds_its_value_on_its_scale_and_grows_with_the_level(
     if found.problem:
         return
     narrow, wide = limits(found, 0.8), limits(found, 0.95)
-    assert 0 <= wide[0] <= narrow[0] <= found.value <= narrow[1] <= wide[1] <= 1
-    assert wide[0] < wide[1]
+    assert wide[0] <= narrow[0] <= found.value <= narrow[1] <= wide[1]
+    assert found.scale.lowest <= wide[0] < wide[1] <= found.scale.highest
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -294,20 +305,20 @@ def test_a_difference_may_be_as_far_off_as_both() -> None:
         difference_of(p, poor, 0.95) for p in (Estimate(1.0, np.ones(100), np.ones(40), 40), perfect(40, 0.6))
     )
     assert open_.value == pytest.approx(0.2)
-    assert limits(open_, lowest=-1.0)[0] == pytest.approx(limits(sure, lowest=-1.0)[0] - 0.4)
-    assert limits(open_, lowest=-1.0)[1] == pytest.approx(limits(sure, lowest=-1.0)[1])
+    assert limits(open_)[0] == pytest.approx(limits(sure)[0] - 0.4)
+    assert limits(open_)[1] == pytest.approx(limits(sure)[1])
 
 
 def test_a_difference_of_equals_is_nothing() -> None:
     one = spread(0.8, 0.05, 40)
-    assert limits(difference_of(one, one, 0.95), lowest=-1.0) == (0, 0)
+    assert limits(difference_of(one, one, 0.95)) == (0, 0)
 
 
 def test_a_difference_leans_where_its_parts_do_and_turns_with_them() -> None:
     good, poor = spread(0.97, 0.01, 40), spread(0.8, 0.05, 40)
-    low, high = limits(difference_of(good, poor, 0.95), lowest=-1.0)
+    low, high = limits(difference_of(good, poor, 0.95))
     assert high - 0.17 > 1.1 * (0.17 - low)  # the poor one may be much poorer
-    assert limits(difference_of(poor, good, 0.95), lowest=-1.0) == pytest.approx((-high, -low))
+    assert limits(difference_of(poor, good, 0.95)) == pytest.approx((-high, -low))
     assert -1 <= low < 0.17 < high <= 1
 
 
@@ -318,7 +329,98 @@ def test_a_difference_of_models_on_few_patients_is_covered(apart: float) -> None
     for seed in range(100):
         truth, score, people = parts(30, 6, seed, 1.0)
         better = 1 / (1 + np.exp(-(np.log(score / (1 - score)) + apart * (truth - 0.5))))
-        found = difference_of(*(measured("auroc", truth, s, people, 200, seed) for s in (better, score)), 0.95)
-        low, high = limits(found, lowest=-1.0)
+        one, other = (measured("auroc", truth, s, people, 200, seed) for s in (better, score))
+        found = difference_of(one, other, 0.95)
+        low, high = limits(found)
         held += low <= true_values[1.0 + apart] - true_values[1.0] <= high
     assert held >= 92
+
+
+def test_percentiles_are_those_of_the_draws() -> None:
+    draws = np.random.default_rng(0).normal(0.8, 0.05, 999)
+    found = estimate(0.8, draws, np.linspace(0.79, 0.81, 30), 0.95, Basis(30, 0.8), method="percentile")
+    assert limits(found) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bca_is_scipys(seed: int) -> None:
+    values = np.random.default_rng(seed).lognormal(size=60) / 20
+    rows = np.random.default_rng(seed).multinomial(60, np.full(60, 1 / 60), 20_000)
+    without = (values.sum() - values) / 59
+    found = estimate(values.mean(), rows @ values / 60, without, 0.95, Basis(60, 0.9), LINE, "bca")
+    wanted = bootstrap((values,), np.mean, n_resamples=20_000, method="BCa", rng=1).confidence_interval
+    assert limits(found) == pytest.approx(tuple(wanted), rel=0.02)
+    assert limits(found)[0] > np.quantile(found.draws, 0.025)  # percentiles of a skewed mean lie too low
+
+
+def test_bca_without_bias_or_skew_is_percentiles() -> None:
+    draws = np.concatenate([0.5 + np.arange(1, 501) / 2000, 0.5 - np.arange(1, 501) / 2000])
+    found = estimate(0.5, draws, 0.5 + np.linspace(-0.01, 0.01, 40), 0.95, Basis(40, 0.9), method="bca")
+    assert limits(found) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+
+
+def test_bca_of_a_value_beyond_all_draws_is_not_estimable() -> None:
+    found = estimate(0.9, np.linspace(0.5, 0.8, 100), np.linspace(0.89, 0.91, 40), 0.95, Basis(40, 0.9), method="bca")
+    score = score_of("f1", "x", found, 0.95, ["a", "b"])
+    assert score.value == 0.9 and score.low is None and "BCa" in score.note
+
+
+@pytest.mark.parametrize("method", ["auto", "percentile", "bca"])
+def test_no_method_calls_a_perfect_result_of_few_patients_certain(method: Any) -> None:
+    found = estimate(1.0, np.ones(100), np.ones(5), 0.95, Basis(5, 0.6), method=method)
+    assert limits(found) == pytest.approx((0.6, 1.0)) and "exact bound" in found.bounded
+    worst = estimate(-1.0, -np.ones(100), -np.ones(5), 0.95, Basis(5, 0.6), SIGNED, method)
+    assert limits(worst) == pytest.approx((-1.0, SIGNED.at(0.4)))
+
+
+def test_a_ratio_has_its_interval_on_the_logarithm() -> None:
+    logs = np.random.default_rng(0).normal(np.log(8), 0.3, 4000)
+    without = np.exp(np.log(8) + np.resize([-1.0, 1.0], 2000) * 0.3 / np.sqrt(1999))
+    low, high = limits(estimate(8.0, np.exp(logs), without, 0.95, Basis(2000, 0.9), RATIO))
+    assert np.log([low, high]) == pytest.approx(np.log(8) + norm.ppf([0.025, 0.975]) * 0.3, rel=0.02)
+
+
+def test_a_ratio_of_nothing_has_no_interval() -> None:
+    found = estimate(0.0, np.zeros(100), np.zeros(30), 0.95, Basis(30, 0.9), RATIO)
+    assert score_of("lr", "x", found, 0.95, ["a"]).low is None and "ratio of 0" in found.problem
+
+
+def test_a_line_has_no_ends_and_no_spread_is_no_certainty() -> None:
+    draws, without = np.random.default_rng(0).normal(1.4, 0.5, 4000), 1.4 + np.resize([-1.0, 1.0], 900) * 0.5 / 30
+    low, high = limits(estimate(1.4, draws, without, 0.95, Basis(900, 0.9), LINE))
+    assert (low, high) == pytest.approx((1.4 - 1.96 * 0.5, 1.4 + 1.96 * 0.5), abs=0.04)
+    assert "no resample differs" in estimate(1.4, np.full(9, 1.4), np.full(9, 1.4), 0.95, Basis(9, 0.9), LINE).problem
+
+
+def test_limits_that_need_no_draws_are_taken_as_they_are() -> None:
+    fair = spread(0.8, 0.05, 40)
+    assert limits(Estimate(0.8, fair.draws, fair.without, 40, limits=(0.7, 0.9))) == (0.7, 0.9)
+    assert mean_of([Estimate(0.8, fair.draws, fair.without, 40, limits=(0.7, 0.9))], ["a"]).limits is None
+
+
+@pytest.mark.parametrize("yes, n", [(0, 7), (3, 10), (10, 10), (812, 900)])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_wilsons_limits_are_scipys(yes: int, n: int, level: float) -> None:
+    wanted = binomtest(yes, n).proportion_ci(level, method="wilson")
+    assert wilson(yes / n, n, level) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+
+
+def test_one_study_is_one_vote_and_images_that_agree_are_one_together() -> None:
+    outcome, counted = np.tile([1.0, 0, 1, 1], 10), np.ones(40)
+    assert independent_votes(outcome, counted, np.arange(40)) == 40
+    alike = np.repeat(outcome, 5)
+    votes = independent_votes(alike, np.ones(200), np.repeat(np.arange(40), 5))
+    assert votes == pytest.approx(39)  # 40 patients; one less, as the variance is the population's
+    assert independent_votes(np.ones(200), np.ones(200), np.repeat(np.arange(40), 5)) == 40
+    mixed = np.random.default_rng(0).permutation(alike)
+    assert 120 < independent_votes(mixed, np.ones(200), np.repeat(np.arange(40), 5)) <= 200
+    assert independent_votes(outcome, np.zeros(40), np.arange(40)) == 0
+
+
+def test_a_difference_of_shares_lies_between_minus_one_and_one_and_of_others_on_a_line() -> None:
+    share, slope = (
+        spread(0.8, 0.05, 40),
+        estimate(1.2, np.linspace(1, 1.4, 99), np.linspace(1, 1.4, 40), 0.95, Basis(40, 0.9), LINE),
+    )
+    assert share.scale is SHARE and difference_of(share, share, 0.95).scale is SIGNED
+    assert difference_of(slope, slope, 0.95).scale is LINE
