@@ -209,6 +209,9 @@ class LabelsConfig(Section):
         "label", description="column of the class; several columns: one 0/1 label each"
     )
     patient: str | None = Field("patient", description="column of the patient; null: the DICOM header's")
+    groups: tuple[str, ...] = Field(
+        (), description="columns of what else stays on one side of a split: [lesion, source]; blank cells link nothing"
+    )
     site: str | None = None
     sex: str | None = None
     age: str | None = Field(None, description="column of the age in years")
@@ -230,6 +233,12 @@ class SplitConfig(Section):
 
     val: Fraction = 0.15
     test: Fraction = 0.2
+    allow_leaky_split: bool = Field(
+        False, description="use a predefined split that has somebody on two sides; every page says so"
+    )
+    pretraining_hashes: Path | None = Field(
+        None, description="hashes of the images the weights were trained on, one a line; they may be in training only"
+    )
 
     @model_validator(mode="after")
     def _some_left_to_train(self) -> Self:
@@ -445,15 +454,76 @@ class ModelConfig(Section):
 class ThresholdConfig(Section):
     """How the operating point is chosen on validation (medtl/evaluation/threshold.py)."""
 
-    rule: Literal["youden", "sensitivity", "specificity"] = "youden"
+    rule: Literal["youden", "sensitivity", "specificity", "cost"] = "youden"
     target: Fraction = Field(0.9, description="wanted sensitivity or specificity")
+    cost: float = Field(1.0, gt=0, le=1e6, description="of rule cost: false alarms that weigh as much as one miss")
+    prevalence: float | None = Field(
+        None, gt=0, lt=1, description="of rule cost: share of diseased where the model serves; default: validation's"
+    )
+
+
+IntervalMethod = Literal["auto", "percentile", "bca", "analytic"]
 
 
 class UncertaintyConfig(Section):
     """Patients drawn again, and left out one by one (medtl/evaluation/uncertainty.py)."""
 
+    method: IntervalMethod = Field(
+        "auto",
+        description="auto: Student's t on a scale that fits the metric, which holds the truth also with few patients; "
+        "percentile and bca: of the bootstrap; analytic: DeLong for AUROC, Wilson for shares, auto for the rest",
+    )
     resamples: int = Field(2000, ge=100, le=100_000)
     level: float = Field(0.95, gt=0.5, lt=1)
+
+
+class CalibrationConfig(Section):
+    """How probabilities are made to come true, fitted on validation (medtl/evaluation/calibration.py)."""
+
+    method: Literal["none", "auto", "temperature", "platt", "isotonic"] = Field(
+        "auto", description="auto: the simplest with the lowest cross-validated log loss on validation, or none"
+    )
+    fewest_patients: int = Field(
+        10, ge=2, description="patients with and without a class that validation needs; with fewer nothing is fitted"
+    )
+
+
+class AbstentionConfig(Section):
+    """When the model should not answer, by conformal prediction (medtl/evaluation/abstention.py)."""
+
+    method: Literal["none", "lac", "aps"] = Field(
+        "lac", description="lac: small sets; aps: larger ones for studies that are hard; none: always answer"
+    )
+    coverage: float = Field(0.9, ge=0.5, lt=1, description="wanted share of studies whose set holds the true class")
+    per_class: bool = Field(
+        True, description="promise it to the studies of each class, not only to all studies together"
+    )
+
+
+class NoveltyConfig(Section):
+    """How far a study is from what the model was trained on (medtl/evaluation/novelty.py)."""
+
+    method: Literal["none", "mahalanobis", "relative", "knn"] = Field(
+        "mahalanobis", description="relative: less the distance to all classes together; knn keeps training features"
+    )
+    flagged_share: float = Field(0.05, gt=0, le=0.5, description="of studies like those of validation")
+    neighbours: int = Field(10, ge=1, le=1000, description="of knn: the distance to which neighbour counts")
+
+
+class SubgroupsConfig(Section):
+    """For whom the model works less well (medtl/evaluation/subgroups.py)."""
+
+    age_edges: tuple[Annotated[float, Field(gt=0, lt=150)], ...] = Field(
+        (18.0, 40.0, 60.0, 80.0), description="years at which a new age band begins, ascending"
+    )
+    fewest_patients: int = Field(10, ge=1, description="a group of fewer is shown as too few")
+    fewest_of_an_outcome: int = Field(5, ge=1, description="patients with, and without, the finding")
+
+    @model_validator(mode="after")
+    def _edges_ascend(self) -> Self:
+        if list(self.age_edges) != sorted(set(self.age_edges)):
+            raise ValueError("age_edges ascend, for instance [18, 40, 60, 80]")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -462,6 +532,14 @@ class EvaluationConfig(Section):
     threshold: ThresholdConfig = ThresholdConfig()
     uncertainty: UncertaintyConfig = UncertaintyConfig()
     calibration_bins: int = Field(10, ge=2, le=100)
+    margin: float | None = Field(
+        None, gt=0, lt=1, description="by how much a model may be worse than its reference and still be non-inferior"
+    )
+    ordered: bool = Field(False, description="classes are grades in this order: quadratic-weighted kappa too")
+    calibration: CalibrationConfig = CalibrationConfig()
+    abstention: AbstentionConfig = AbstentionConfig()
+    novelty: NoveltyConfig = NoveltyConfig()
+    subgroups: SubgroupsConfig = SubgroupsConfig()
 
 
 class ReportConfig(Section):
@@ -487,16 +565,37 @@ class GateConfig(Section):
         return self
 
 
+class IncumbentConfig(Section):
+    """How a candidate must do beside the release that is live, on the candidate's test part."""
+
+    metric: str = "auroc"
+    margin: Fraction = Field(0.02, description="the lower bound of the difference may be so far below zero")
+
+
 class PromotionConfig(Section):
     """When a candidate becomes validated (medtl/registry/promotion.py)."""
 
     gate: tuple[GateConfig, ...] = ()
+    clean: bool = Field(True, description="refuse what was trained on a split that has somebody on two sides")
+    licences: tuple[str, ...] | None = Field(
+        None, description="licences that the start weights may have, as the vault names them; default: not asked"
+    )
+    incumbent: IncumbentConfig | None = Field(None, description="not worse than the live release; default: not asked")
 
 
 class RegistryConfig(Section):
     """Releases (medtl/registry)."""
 
     promotion: PromotionConfig = PromotionConfig()
+
+
+class AuditConfig(Section):
+    """Where the head of the audit trail is kept too, after each run (pipelines/trail.py)."""
+
+    anchor_file: Path | None = Field(None, description="a file outside the workspace; one line is added for each run")
+    anchor_command: tuple[str, ...] = Field(
+        (), description="a program and its words, {head} and {events} filled in; for instance one that posts it"
+    )
 
 
 class Config(Section):
@@ -512,6 +611,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
     registry: RegistryConfig = RegistryConfig()
+    audit: AuditConfig = AuditConfig()
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:

@@ -26,6 +26,7 @@ AnyArray = npt.NDArray[Any]
 Task = Literal["binary", "multiclass", "multilabel"]
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
+LeakKind = Literal["patient", "exam", "group", "pixels", "near", "pretraining"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,8 @@ class Study:
     age_years: float | None = None
     scanner: str | None = None
     part: Part | None = None  # a predefined split
+    exam: str | None = None  # the DICOM study that the scan is of
+    groups: tuple[str, ...] = ()  # whatever else must stay together: lesion, source
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +145,19 @@ class Cohort:
 
 
 @dataclass(frozen=True, slots=True)
+class Leak:
+    """How many of a kind are on two sides: patients, exams, groups, pixels, or pairs of nearly the same picture."""
+
+    kind: LeakKind
+    sides: tuple[str, str]  # two parts, or "pretraining" and a part
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
-    """Which study is in which part. Studies of one group (patient, identical pixels) are on one side."""
+    """Which study is in which part. Studies of one group (patient, exam, named groups, identical or nearly the same
+    pixels) are on one side, unless the split was given and its ``leaks`` were allowed.
+    """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -151,6 +165,7 @@ class Split:
     groups: Mapping[str, str]  # study -> group
     predefined: bool
     exclusions: tuple[Exclusion, ...] = ()
+    leaks: tuple[Leak, ...] = ()  # known and allowed
 
     def __post_init__(self) -> None:
         sides: dict[str, Part] = {}
@@ -159,7 +174,7 @@ class Split:
                 raise SplitError(f"The '{part}' part holds a study twice. Give each study one line and one part.")
             for study_id in self.part(part):
                 side = sides.setdefault(self.groups[study_id], part)
-                if side != part:
+                if side != part and not self.leaks:
                     raise SplitError(
                         f"A patient, or one and the same image, is in both '{side}' and '{part}'. Give each patient "
                         "one part, or drop the split column and let medtl split by patient."
@@ -169,6 +184,36 @@ class Split:
         """Study identifiers of one part."""
         parts: dict[Part, tuple[str, ...]] = {"train": self.train, "val": self.val, "test": self.test}
         return parts[name]
+
+
+@dataclass(frozen=True, slots=True)
+class CleanProof:
+    """What was looked for on two sides of a split, on how many studies, by which bounds, and what was found."""
+
+    studies: Mapping[Part, int]
+    checked: Mapping[LeakKind, int]  # studies that the kind could be looked for in
+    leaks: tuple[Leak, ...]
+    near: float | None  # correlation of two fingerprints from which they count as near duplicates
+    look: float | None  # from which pictures were laid on each other first
+    pairs: int  # near duplicates of different patients, on one side or on two
+    listed: int | None  # pictures on the list of the pretraining set; None: no list
+    notes: tuple[str, ...] = ()  # what could not be looked for, and why
+
+    @property
+    def clean(self) -> bool:
+        """Nothing was found on two sides."""
+        return not self.leaks
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureCheck:
+    """How near the features of images of different people come across the sides of a split."""
+
+    images: int
+    threshold: float | None  # cosine distance; None where it is not estimable
+    nearest: float | None  # least cosine distance across sides
+    suspects: Mapping[str, int]  # "train-test": images of the later part with a neighbour nearer than the threshold
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,13 +359,28 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A line for a plot: ROC (1 - specificity, sensitivity) or calibration (mean probability, observed share)."""
+    """A line for a plot.
 
-    kind: Literal["roc", "calibration"]
+    ``roc``: 1 - specificity, sensitivity; ``pr``: sensitivity, PPV; ``calibration``: mean probability, observed share;
+    ``decision``: threshold, net benefit of the model, and of treating all or none.
+    """
+
+    kind: Literal["roc", "pr", "calibration", "decision", "decision_all", "decision_none"]
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     weight: tuple[float, ...] = ()  # studies per point, for calibration
+
+
+@dataclass(frozen=True, slots=True)
+class FoldScores:
+    """What one fold's test part gave; its own intervals are in its own evaluation."""
+
+    fold: str
+    repeat: int
+    n: int
+    patients: int
+    values: Mapping[str, float | None]  # headline value of each metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +397,7 @@ class Evaluation:
     patients: int
     resamples: int
     notes: tuple[str, ...] = ()
+    folds: tuple[FoldScores, ...] = ()  # where the test parts of several folds are pooled
 
     def score(self, metric: str) -> Score:
         """The headline score of a metric: of the positive class, or the macro mean.
@@ -357,6 +418,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class PairedTest:
+    """A test of no difference between two models; where its p value is ``None``, ``note`` says why."""
+
+    name: str  # and its source
+    statistic: float | None
+    p_value: float | None  # two-sided
+    note: str = ""
+
+
+Verdict = Literal["superior", "non-inferior", "inconclusive", "inferior"]
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """The difference of one metric between two models on the same studies, paired by patient."""
 
@@ -365,6 +439,9 @@ class Comparison:
     reference: str
     difference: Score  # model minus reference
     reference_score: Score
+    tests: tuple[PairedTest, ...] = ()
+    margin: float | None = None  # by how much the model may be worse and still be non-inferior
+    verdict: Verdict | None = None  # by the interval of the difference; None where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,13 +453,16 @@ class GateCheck:
     passed: bool
 
 
+Standing = Literal["candidate", "refused", "validated", "approved", "live", "retired"]
+
+
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A model that may be asked: its status is ``candidate``, ``validated`` or ``refused``."""
+    """A model that may be asked. How it stands later is for the audit trail to say (:mod:`medtl.registry.history`)."""
 
     release_id: str
     name: str
-    status: Literal["candidate", "validated", "refused"]
+    status: Standing  # in its own folder: what the gate made of it
     checks: tuple[GateCheck, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -399,3 +479,214 @@ class Trial:
     difference: Score | None  # AUROC minus that of the reference, paired by patient
     phase: str  # whose state was kept
     seconds: float | None  # of training; None where it was done before and nobody measured
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrator:
+    """How a model's probabilities are made to come true: plain numbers, fitted on validation.
+
+    One temperature for all classes; else one slope and intercept, or one set of knots, for each class (of a binary task
+    for the positive one). An empty set of knots leaves its class as it is.
+    """
+
+    task: Task
+    method: Literal["none", "temperature", "platt", "isotonic"]
+    reason: str
+    temperature: float = 1.0
+    slopes: tuple[float, ...] = ()
+    intercepts: tuple[float, ...] = ()
+    knots: tuple[tuple[tuple[float, float], ...], ...] = ()  # (probability before, after), ascending
+    log_losses: Mapping[str, float] = field(default_factory=dict)  # cross-validated on validation, by method
+    patients: int = 0  # of validation
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationFindings:
+    """What the calibrator did on the test part."""
+
+    calibrator: Calibrator
+    before: tuple[Score, ...]  # Brier score and calibration error
+    after: tuple[Score, ...]
+    differences: tuple[Score, ...]  # after minus before, paired by patient
+    curves: tuple[Curve, ...]  # after; the label says of which class
+
+
+@dataclass(frozen=True, slots=True)
+class ConformalRule:
+    """Which answers remain open for a study: those whose strangeness is at most their threshold.
+
+    One row of thresholds per question: the classes of a single-label task are one, each label of a multi-label task is
+    one with the answers absent and present. ``None`` keeps the answer always: validation had too few patients of it.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    method: Literal["none", "lac", "aps"]
+    coverage: float
+    per_class: bool
+    thresholds: tuple[tuple[float | None, ...], ...]
+    patients: tuple[tuple[int, ...], ...]  # of validation, behind each threshold
+
+
+@dataclass(frozen=True, slots=True)
+class AbstentionFindings:
+    """What the conformal sets held on the test part."""
+
+    rule: ConformalRule
+    coverage: tuple[Score, ...]  # share of studies whose set holds the truth: all together, then each class
+    answered: tuple[Score, ...]  # share of studies with one answer only
+    right: tuple[Score, ...]  # share of those in which it is the true one
+    set_size: tuple[Score, ...]  # mean number of answers
+    patients_covered: tuple[Score, ...]  # share of patients all of whose sets hold the truth
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NoveltyRule:
+    """How far features lie from the training features; arrays are float32, empty where the method has no use for them.
+
+    ``mahalanobis``: ``centres`` (classes, d), ``whitening`` (d, d); ``relative`` has ``background`` (d, d) too, around
+    ``middle`` (1, d). ``knn``: ``references`` (m, d) of length 1.
+    """
+
+    method: Literal["none", "mahalanobis", "relative", "knn"]
+    reason: str
+    threshold: float | None  # above it is flagged; None: validation has too few patients
+    flagged_share: float  # of studies like those of validation
+    neighbours: int
+    patients: int  # of validation
+    quantiles: tuple[float, ...]  # of validation's scores: 0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100 %
+    scale: FloatArray
+    centres: FloatArray
+    whitening: FloatArray
+    middle: FloatArray
+    background: FloatArray
+    references: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class NoveltyFindings:
+    """How the novelty score did on the test part, and on sets that are known to be different."""
+
+    method: str
+    reason: str
+    threshold: float | None
+    promised: float  # flagged share
+    flagged: Score
+    detection: tuple[Score, ...]  # AUROC of each different set against the test part
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Subgroup:
+    """One group of the test part; counts are ``None`` and scores are missing where they could single somebody out."""
+
+    column: str
+    value: str  # or unknown
+    label: str  # the class it is measured for
+    n: int | None
+    patients: int | None
+    prevalence: float | None
+    scores: tuple[Score, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The largest difference between two groups of a column."""
+
+    column: str
+    label: str
+    metric: str
+    best: str
+    worst: str
+    difference: Score  # best minus worst; its interval holds for all differences at once
+    p_adjusted: float | None  # corrected for all differences looked at
+    statement: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubgroupFindings:
+    """For whom the model works less well."""
+
+    groups: tuple[Subgroup, ...]
+    gaps: tuple[Gap, ...]
+    differences: int  # looked at, together
+    level: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether one thing is told by another that should not tell it: an AUROC beside what chance gives."""
+
+    question: str  # what was asked, in one phrase
+    auroc: Score  # mean over the values
+    chance: float | None  # mean AUROC after permutation of patients
+    chance_high: float | None  # its 95 % quantile
+    p: float | None  # share of permutations at least as high
+    values: int  # that were told apart
+    alarm: str  # what it means; empty where nothing was found
+
+
+@dataclass(frozen=True, slots=True)
+class ShortcutFindings:
+    """Ways to the right answer that no patient is helped by."""
+
+    source: tuple[Probe, ...]  # site and scanner from the features
+    association: tuple[Probe, ...]  # the label from site and scanner alone
+    properties: Probe | None  # the label from brightness, size and the like
+    model_minus_properties: Score | None
+    alarms: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SanityCheck:
+    """Whether maps change when the network forgets what it learned, stage by stage from the head down."""
+
+    method: str
+    images: int  # whose maps show anything
+    draws: int  # of random weights
+    correlations: tuple[tuple[str, float | None], ...]  # stage, mean rank correlation once it and all above are random
+    bound: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """With nothing left of what was learned, the maps are others; ``None`` where not estimable."""
+        last = self.correlations[-1][1]
+        return None if last is None else last < self.bound
+
+    @property
+    def verdict(self) -> str:
+        """Say it in words."""
+        words = {True: "depends on what was learned", False: "does not depend on what was learned"}
+        return "not estimable" if self.passed is None else words[self.passed]
+
+
+@dataclass(frozen=True, slots=True)
+class PointingFindings:
+    """Whether maps point at what a person marked, beside what a map that knows nothing would."""
+
+    method: str
+    label: str  # the class that was asked about
+    tolerance: float  # pixels by which the highest place may miss the mark
+    hits: Score  # share of studies whose highest place is in the mark
+    hits_chance: Score  # share of the image that is
+    hits_gain: Score  # hits minus chance
+    inside: Score  # share of the positive relevance that is in the mark
+    inside_chance: Score
+    inside_gain: Score
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What a model's answers are worth beyond the metrics."""
+
+    calibration: CalibrationFindings
+    abstention: AbstentionFindings
+    novelty: NoveltyFindings
+    subgroups: SubgroupFindings
+    shortcuts: ShortcutFindings

@@ -29,6 +29,7 @@ from medtl.artifacts import (
     write_json,
     write_record,
 )
+from medtl.audit import AuditedStore, AuditLog
 from medtl.config import STRATEGIES, Config, ModelConfig
 from medtl.errors import ConfigError, PlanError, WeightsError
 from medtl.progress import advance, listening
@@ -175,7 +176,7 @@ def advise_on(
         write_record(folder / _ADVICE, advice)
         write_bytes(folder / _PAGE, render(advice).encode())
 
-    artifact = Store(config.workspace).make("advice", inputs, build)
+    artifact = AuditedStore(config.workspace).make("advice", inputs, build)
     return read_record(artifact.path / _ADVICE, Advice), _copy(config, artifact)
 
 
@@ -232,7 +233,7 @@ def probe(common: Common, candidate: Candidate, heads: Sequence[Kind]) -> Artifa
         "composition": _own_code(),
         "libraries": training.versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
     }
-    return Store(config.workspace).make(
+    return AuditedStore(config.workspace).make(
         "probe", inputs, lambda folder: _measure(common, config, plan, pack, heads, folder)
     )
 
@@ -326,7 +327,7 @@ def reference(common: Common, candidate: Candidate, strategy: str, quick: bool) 
         "composition": _own_code(),
         "libraries": training.versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
     }
-    artifact = Store(config.workspace).make(
+    artifact = AuditedStore(config.workspace).make(
         "reference", inputs, lambda folder: _train_reference(common, config, inner, plan, pack, folder)
     )
     facts = json.loads((artifact.path / _FACTS).read_bytes())
@@ -386,7 +387,7 @@ def _inner_split(common: Common) -> Artifact:
         train, val = (tuple(sorted(ids[i] for i in part)) for part in (learn, out))
         write_split(folder, Split(train, val, (), dict(sorted(zip(ids, groups, strict=True))), predefined=False))
 
-    return Store(common.config.workspace).make("split", inputs, build)
+    return AuditedStore(common.config.workspace).make("split", inputs, build)
 
 
 def _compare(common: Common, measured: Sequence[Measured], probes: Sequence[tuple[Candidate, Artifact]]) -> Advice:
@@ -478,7 +479,7 @@ def _scored(common: Common, predictions: Predictions, made_from: Sequence[str]) 
         score = mean_auroc(predictions, known.task, known.classes, config.evaluation.uncertainty, config.seed)
         write_record(folder / _SCORE, score)
 
-    return read_record(Store(config.workspace).make("score", inputs, build).path / _SCORE, Score)
+    return read_record(AuditedStore(config.workspace).make("score", inputs, build).path / _SCORE, Score)
 
 
 def _counts(common: Common, rows: Sequence[int]) -> Any:
@@ -573,6 +574,7 @@ def _copy(config: Config, artifact: Artifact) -> Path:
         folder.mkdir(exist_ok=True)
     path = folder / f"{config.name}-advice.html"
     write_bytes(path, (artifact.path / _PAGE).read_bytes())
+    AuditLog(config.workspace).note_files("report.published", artifact.digest, [path])
     return path
 
 

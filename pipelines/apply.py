@@ -14,6 +14,7 @@ from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import AnyArray, Artifact, Exclusion, FloatArray, Plan, Scan
+from pipelines.examination import weigh
 from pipelines.results import excluded
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     from medtl.delivery.io import write_table
     from medtl.evaluation.io import read_evaluation
     from medtl.model import fit, io
-    from medtl.model.predict import predict
+    from medtl.model.predict import look
     from medtl.registry.io import Register
     from medtl.scans.intake import names_of, read_scans
     from medtl.scans.segments import PixelStore
@@ -52,9 +53,11 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
 
     fit.make_deterministic(config.seed, config.model.threads)
     probabilities: FloatArray = np.zeros((0, len(plan.classes)))
+    doubts: tuple[tuple[str, ...], ...] = ()
     if found:
-        by_row = predict(io.read_network(folder), batches(), plan.task, fit.device_of(config.model))
-        probabilities = voted(by_row, plan.slices)
+        by_row, inside = look(io.read_network(folder), batches(), plan.task, fit.device_of(config.model))
+        features = inside.reshape(len(found), -1, inside.shape[1]).mean(axis=1)
+        probabilities, doubts = weigh(folder, voted(by_row, plan.slices), features, evaluation)
     decisions = table.decide(probabilities, evaluation)
 
     files = source_files(config)
@@ -71,6 +74,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
         [(scan.scan_id, names[scan.scan_id]) for scan in found],
         probabilities,
         decisions,
+        doubts,
         plan.classes,
         [(exclusion, by_item.get(exclusion.item, "")) for exclusion in left_out] + unfit,
         request.names,
@@ -92,6 +96,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
         "scans": len(found),
         "excluded": dict(Counter(e.code for e in (*excluded(scans), *(e for e, _ in unfit)))),
         "decisions": dict(Counter(decisions)),
+        "doubts": dict(Counter(doubt for one in doubts for doubt in one)),
     }
 
 

@@ -22,11 +22,11 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from medtl import __version__
 from medtl.config import Config
 from medtl.errors import ConfigError, GateRefused, MedtlError
+from pipelines import audit_verbs, registry_verbs, scan_verbs
 from pipelines import lr_find as lr_find_verb
-from pipelines import scan_verbs
 from pipelines import weights as weight_verbs
 from pipelines.advise import advise
-from pipelines.terminal import ConfigFile, Json, Sets, Workspace, load, log_to_file, number, progress, show_table, table
+from pipelines.terminal import ConfigFile, Json, Sets, load, log_to_file, number, progress, show_table, table
 
 log = logging.getLogger("medtl")
 
@@ -47,11 +47,12 @@ _INTERRUPTED, _TERMINATED = 130, 143
 app = App(name="medtl", help=_HELP, version=__version__, help_format="plaintext", suppress_keyboard_interrupt=False)
 _RUNS = Group("Runs", sort_key=1)
 _LOOK = Group("Looking at things", sort_key=2)
-_KEEP = weight_verbs.KEEP
 for verb in (scan_verbs.convert, scan_verbs.deidentify, scan_verbs.listen):
     app.command(verb, group=scan_verbs.SCANS)
 app.command(scan_verbs.quarantine)
 app.command(weight_verbs.weights)
+app.command(registry_verbs.registry)
+app.command(audit_verbs.audit)
 app.command(advise, group=_RUNS)
 app.command(lr_find_verb.lr_find, name="lr-find", group=_LOOK)
 
@@ -218,6 +219,7 @@ def predict(
     summary = _flow(settings, "predict", request)
     rows = [("scans", summary["scans"]), ("excluded", sum(summary["excluded"].values()))]
     rows += [(f"decision: {name}", count) for name, count in summary["decisions"].items()]
+    rows += [(f"a person should look: {why}", count) for why, count in summary["doubts"].items()]
     show_table(summary, json_, f"Predictions of {summary['release']}", ("what", "count"), rows)
     if not json_:
         print(summary["table"])
@@ -312,49 +314,10 @@ def backbones(*, json_: Json = False) -> None:
     show_table([dict(zip(columns, row, strict=True)) for row in rows], json_, "Backbones", columns, rows)
 
 
-@app.command(group=_KEEP)
-def registry(*, workspace: Workspace = Path("workspace"), json_: Json = False) -> None:
-    """List the releases and what they are called now."""
-    from medtl.registry.io import Register
-
-    entries = Register(workspace).entries()
-    rows = [(e.release.release_id, e.release.name, e.release.status, e.artifact) for e in entries]
-    columns = ("release", "name", "status", "artifact")
-    show_table([dict(zip(columns, row, strict=True)) for row in rows], json_, f"Releases in {workspace}", columns, rows)
-
-
-@app.command(group=_KEEP)
-def audit(
-    action: Annotated[Literal["verify", "log"], Parameter(help="verify the chain, or list the events")] = "verify",
-    *,
-    workspace: Workspace = Path("workspace"),
-    head: Annotated[str | None, Parameter(help="hash noted earlier: finds out whether the log was cut off")] = None,
-    json_: Json = False,
-) -> None:
-    """Verify the hash-chained log of what happened, or list it. Keep the head hash somewhere else."""
-    from medtl.audit import AuditLog
-
-    trail = AuditLog(workspace)
-    if not trail.path.exists():
-        raise MedtlError(f"There is no audit log in '{workspace}'. Name the run's workspace: --workspace FOLDER")
-    chain = trail.verify(head)
-    if action == "verify":
-        show_table(
-            {"events": chain.events, "head": chain.head},
-            json_,
-            "The chain is whole",
-            ("events", "head"),
-            [(chain.events, chain.head)],
-        )
-        return
-    events = trail.events()
-    rows = [(e["sequence"], e["time"], e["actor"], e["action"], e["subject"][:16], e["outcome"]) for e in events]
-    show_table(events, json_, "Audit log", ("no", "time", "actor", "action", "subject", "outcome"), rows)
-
-
 def _finished(settings: Config) -> dict[str, Any] | None:
     from medtl.artifacts import Store
     from pipelines import results
+    from pipelines.trail import unchanged
 
     started = time.perf_counter()
     if results.fetches(settings):  # what the archive has is seen in the flow
@@ -364,6 +327,7 @@ def _finished(settings: Config) -> dict[str, Any] | None:
     done = results.finished_run(settings)
     if done is None:
         return None
+    unchanged(settings, done)
     log.info("nothing to do: every input is unchanged and every result verified")
     seconds = round(time.perf_counter() - started, 2)
     return {**done, "reused": True, "seconds": seconds, "peak_memory_mb": results.peak_memory_mb()}

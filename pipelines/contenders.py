@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from medtl.artifacts import Store, code_digest, digest_of, storage_errors, write_bytes, write_json
+from medtl.audit import AuditedStore, AuditLog
 from medtl.config import STRATEGIES, Config
 from medtl.errors import ConfigError, SplitError
 from medtl.records import Artifact, Cohort, Split, Trial
-from pipelines.steps import Trained, seconds_of
+from pipelines.prepared import Trained
+from pipelines.steps import seconds_of
 
 OWN = "config"  # the phases that the config itself lists
 _SIZES = 5  # of a learning curve, each twice the one before
@@ -62,7 +64,7 @@ def take_patients(config: Config, cohort: Artifact, split: Artifact, patients: i
         whole = io.read_split(split.path)
         io.write_split(folder, fewer_patients(read_cohort(cohort.path), whole, patients, config.seed))
 
-    return Store(config.workspace).make("split", inputs, build)
+    return AuditedStore(config.workspace).make("split", inputs, build)
 
 
 def fewer_patients(cohort: Cohort, split: Split, patients: int, seed: int) -> Split:
@@ -93,7 +95,7 @@ def fewer_patients(cohort: Cohort, split: Split, patients: int, seed: int) -> Sp
     if lacking:
         raise SplitError(f"{patients} patients do not hold every class ({', '.join(lacking)} missing). Take more.")
     groups = {study: split.groups[study] for study in (*train, *split.val, *split.test)}
-    return Split(train, split.val, split.test, groups, split.predefined, split.exclusions)
+    return Split(train, split.val, split.test, groups, split.predefined, split.exclusions, split.leaks)
 
 
 def trial_of(
@@ -132,4 +134,6 @@ def write_study(
         folder.mkdir(exist_ok=True)
     write_bytes(folder / f"{name}.html", page.encode())
     write_json(folder / f"{name}.json", figures)
+    written = [folder / f"{name}.html", folder / f"{name}.json"]
+    AuditLog(config.workspace).note_files("report.published", name, written)
     return folder / f"{name}.html", figures

@@ -1,24 +1,41 @@
 """Checkpoint -> evaluation."""
 
+from dataclasses import replace
 from typing import Any
 
 from prefect import flow
 
 from medtl.config import Config
-from pipelines import results, steps, tasks
+from medtl.records import Artifact
+from pipelines import results, tasks
+from pipelines.prepared import Prepared, Trained
+from pipelines.trail import recorded
 from pipelines.train import fit, prepare
 
 
-async def measure(config: Config, prepared: steps.Prepared, scratch: bool = False) -> steps.Trained:
-    """Train one model, open the test part, measure."""
+async def measure(config: Config, prepared: Prepared, scratch: bool = False) -> Trained:
+    """Train one model, open the test part, measure; of the model that may serve, look at what its answers are worth."""
     checkpoint = await fit(config, prepared, scratch)
-    shared = (checkpoint, prepared.cohort, prepared.split, prepared.pack)
+    trained = await measured(config, prepared, prepared.split, checkpoint, "reference" if scratch else "model")
+    if scratch:
+        return trained
+    inside = await tasks.look_inside(config, checkpoint, prepared)
+    return replace(trained, examination=await tasks.examine(config, prepared, trained, inside))
+
+
+async def measured(config: Config, prepared: Prepared, split: Artifact, checkpoint: Artifact, purpose: str) -> Trained:
+    """Predict, calibrate on validation, open the test part, measure."""
+    shared = (checkpoint, prepared.cohort, split, prepared.pack)
     val = await tasks.predict_part(config, *shared, "val")
-    test = await tasks.predict_part(config, *shared, "test", "reference" if scratch else "model")
-    return steps.Trained(checkpoint, val, test, await tasks.evaluate(config, prepared.plan, val, test))
+    calibrator = await tasks.calibrate(config, prepared.plan, val)
+    test = await tasks.predict_part(config, *shared, "test", purpose)
+    told_val, told_test = [await tasks.apply_calibrator(config, calibrator, part) for part in (val, test)]
+    evaluation = await tasks.evaluate(config, prepared.plan, told_val, told_test)
+    return Trained(checkpoint, calibrator, test, told_val, told_test, evaluation)
 
 
 @flow(name="evaluate")
+@recorded
 async def evaluate(config: Config) -> dict[str, Any]:
     """Measure the model on the test part, training it first if that is not done."""
     prepared = await prepare(config)

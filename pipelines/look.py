@@ -102,8 +102,9 @@ def readmit(config: Config, item: str, why: str) -> str:
     words = with_word(readmissions(config.workspace), one, members, why)
     details = {"item": one.item, "code": one.code, "files": one.files, "why": why.strip()}
     # logged first: nothing is taken back without a trace, not even when the log cannot be written
-    AuditLog(config.workspace).append("scan.readmitted", one.content or one.item, details=details)
-    write_readmissions(config.workspace, words)
+    trail = AuditLog(config.workspace)
+    trail.append("scan.readmitted", one.content or one.item, details=details)
+    trail.note_files("quarantine.readmitted", one.content or one.item, [write_readmissions(config.workspace, words)])
     files = "1 file" if one.files == 1 else f"{one.files} files"
     return f"{one.item} ({one.code}, {files}) is taken with the next ingest; the audit log says by whom and why."
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from medtl.artifacts import Store, storage_errors, write_bytes
+from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.progress import listening
 from pipelines.terminal import ConfigFile, Json, Sets, load, log_to_file, progress, show_table
@@ -90,6 +91,7 @@ def write_page(config: Config, found: RangeTest) -> Path:
     path = folder / f"{config.name}-lr-find-{found.phase}.html"
     rows = [(name, str(value)) for name, value in rows_of(found)]
     write_bytes(path, page(f"Learning rate of phase '{found.phase}'", svg, rows).encode())
+    AuditLog(config.workspace).note_files("report.published", f"lr-find {found.phase}", [path])
     return path
 
 

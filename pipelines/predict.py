@@ -8,6 +8,7 @@ from prefect import flow
 
 from medtl.config import Config
 from pipelines import tasks
+from pipelines.trail import recorded
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Request:
 
 
 @flow(name="predict")
+@recorded
 async def predict(config: Config, request: Request) -> dict[str, Any]:
     """Apply a release to a folder of new scans."""
     only_these = config.scans.model_copy(update={"source": request.scans, "pacs": None})

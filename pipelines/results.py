@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from medtl.artifacts import code_digest, digest_of, file_digest, storage_errors, verify, write_json
+from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import PARTS, Artifact, Exclusion, Release
+from pipelines.prepared import Prepared, Trained
 from pipelines.steps import (
-    Prepared,
-    Trained,
     file_count,
     find_scans,
     label_table,
@@ -42,6 +42,7 @@ class Inputs:
     source: str  # digest over names (keyed) and bytes
     labels: str | None
     weights: str | None
+    pretraining: str | None  # list of what the weights were trained on
     key: str
 
 
@@ -54,12 +55,13 @@ def look_at_inputs(config: Config) -> Inputs:
     """Hash everything that a run depends on; decode nothing."""
     names = load_pseudonymiser(config.scans.key_file)
     table, files = label_table(config), source_files(config)
-    weights = Path(config.model.weights)
+    weights, listed = Path(config.model.weights), config.dataset.split.pretraining_hashes
     return Inputs(
         files=len(files),
         source=digest_of([[names.file(f.relative), f.sha256, f.refusal.code if f.refusal else None] for f in files]),
         labels=file_digest(table) if table is not None and table.is_file() else None,
         weights=_weights_digest(config) if not weights.is_file() else file_digest(weights),
+        pretraining=file_digest(listed) if listed is not None and listed.is_file() else None,
         key=names.fingerprint,
     )
 
@@ -88,17 +90,29 @@ def run_key(config: Config, inputs: Inputs) -> str:
     """Name a run by the bytes of everything it depends on."""
     rooms = ("scans", "studies", "dataset", "model", "evaluation", "report", "registry")
     settings = config.model_dump(
-        mode="json", exclude={"workspace": True, "scans": {"source", "key_file", "workers", "pacs"}}
+        mode="json", exclude={"workspace": True, "audit": True, "scans": {"source", "key_file", "workers", "pacs"}}
     )
     settings["model"].pop("weights")
     threads = config.model.threads or os.cpu_count() or 1
-    here = Path(__file__).parent
-    code = [file_digest(here / name) for name in ("steps.py", "training.py", "results.py", "run.py")]
-    return digest_of([asdict(inputs), settings, threads, code_digest(*rooms), code, versions(*LIBRARIES)])
+    own = ("steps.py", "examination.py", "training.py", "results.py", "run.py", "incumbent.py")
+    code = [code_digest(*rooms), *(file_digest(Path(__file__).parent / name) for name in own)]
+    return digest_of([asdict(inputs), settings, threads, code, versions(*LIBRARIES), _live(config)])
+
+
+def _live(config: Config) -> str | None:
+    """Name the live release, where a run's gate depends on it."""
+    from medtl.registry.io import Register
+
+    if config.registry.promotion.incumbent is None:
+        return None
+    entries = (entry.release for entry in Register(config.workspace).entries())
+    return next((one.release_id for one in entries if one.name == config.name and one.status == "live"), None)
 
 
 def finished_run(config: Config) -> dict[str, Any] | None:
     """Find the summary of a run that is done already, with every artifact behind it checked byte by byte."""
+    from medtl.registry.io import Register
+
     path = config.workspace.absolute() / "runs" / f"{run_key(config, look_at_inputs(config))[:32]}.json"
     if not path.is_file():
         return None
@@ -109,7 +123,11 @@ def finished_run(config: Config) -> dict[str, Any] | None:
             log.warning("a result of this run is gone; making it again")
             return None
     summary: dict[str, Any] = record["summary"]
-    return summary if Path(summary["report"]).is_file() else None
+    if not Path(summary["report"]).is_file():
+        return None
+    entries = (entry.release for entry in Register(config.workspace).entries())
+    now = next((one.status for one in entries if one.release_id == summary["release"]), summary["status"])
+    return {**summary, "status": now}  # it may have been promoted or retired since
 
 
 def remember_run(config: Config, artifacts: tuple[Artifact, ...], summary: Mapping[str, Any]) -> None:
@@ -124,7 +142,9 @@ def remember_run(config: Config, artifacts: tuple[Artifact, ...], summary: Mappi
         "order": names,
         "summary": dict(summary),
     }
-    write_json(folder / f"{run_key(config, look_at_inputs(config))[:32]}.json", record)
+    path = folder / f"{run_key(config, look_at_inputs(config))[:32]}.json"
+    write_json(path, record)
+    AuditLog(root).note_files("run.remembered", str(summary["release"]), [path])
 
 
 def summarise(
@@ -212,8 +232,8 @@ def training_patients(prepared: Prepared) -> int:
 
 def study_facts(config: Config, prepared: Prepared) -> dict[str, Any]:
     """Tell what a study rests on: parts, network, source of the weights, looks at the test part."""
-    from medtl.audit import AuditLog
     from medtl.dataset.io import read_plan, read_split
+    from medtl.report.words import leak_warning
     from medtl.studies.io import read_cohort
 
     split, cohort, plan = (
@@ -234,7 +254,7 @@ def study_facts(config: Config, prepared: Prepared) -> dict[str, Any]:
             for part in PARTS
         },
         "test_openings": sum(e["action"] == "test.opened" for e in events),
-        "limits": list(config.report.limits),
+        "limits": [*([leak_warning(split.leaks)] if split.leaks else []), *config.report.limits],
     }
 
 
@@ -258,7 +278,8 @@ def artifacts_of(
     models = [trained] + ([scratch] if scratch else [])
     found = [prepared.scans, prepared.cohort, prepared.split, prepared.plan, prepared.pack]
     for model in models:
-        found += [model.checkpoint, model.val, model.test, model.evaluation]
+        found += [model.checkpoint, model.calibrator, model.val, model.test, model.evaluation]
+        found += [model.examination] if model.examination else []
     return tuple(found + ([comparison] if comparison else []))
 
 

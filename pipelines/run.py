@@ -12,10 +12,12 @@ from prefect import flow
 from medtl.config import Config
 from pipelines import results, tasks
 from pipelines.evaluate import measure
+from pipelines.trail import recorded
 from pipelines.train import prepare
 
 
 @flow(name="run")
+@recorded
 async def run(config: Config) -> dict[str, Any]:
     """Ingest, train, measure, release, report; a run whose every input is unchanged does nothing."""
     started = time.perf_counter()
@@ -28,9 +30,10 @@ async def run(config: Config) -> dict[str, Any]:
     trained = await measure(config, prepared)
     scratch = await measure(config, prepared, scratch=True) if config.model.scratch else None
     comparison = await tasks.compare(config, trained.test, scratch.test) if scratch else None
-    artifact, release = await tasks.make_release(config, prepared, trained)
+    beside = await tasks.compare_with_live(config, prepared, trained)
+    artifact, release = await tasks.make_release(config, prepared, trained, beside)
     resources = {"seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}
-    report, page = await tasks.write_report(config, prepared, trained, scratch, comparison, release, resources)
+    report, page = await tasks.write_report(config, prepared, trained, scratch, comparison, release, resources, beside)
     summary = results.summarise(config, prepared, trained, comparison, release, page)
     results.remember_run(
         config, (*results.artifacts_of(prepared, trained, scratch, comparison), artifact, report), summary

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,30 +22,44 @@ from medtl.artifacts import (
     code_digest,
     digest_of,
     file_digest,
+    load_array,
+    read_record,
+    save_array,
     storage_errors,
     write_bytes,
     write_json,
     write_record,
 )
-from medtl.audit import AuditLog
+from medtl.audit import AuditedStore, AuditLog, Event
 from medtl.config import Config
 from medtl.errors import PlanError, StorageError
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import (
     Artifact,
+    CleanProof,
     Cohort,
+    Evaluation,
+    Exclusion,
+    GateCheck,
     Part,
     Predictions,
     Release,
     Scan,
 )
 from pipelines import training
+from pipelines.examination import read_examination
+from pipelines.prepared import Prepared, Trained
 
 if TYPE_CHECKING:
+    from medtl.dataset.leaks import Fingerprints, Listed
+    from medtl.registry.promotion import Beside
     from medtl.scans.quarantine import Readmission
     from medtl.scans.sources import SourceFile
 
 log = logging.getLogger("medtl")
+PROOF = "proof.json"  # beside a split
+_DIGESTS, _SPECTRA = "digests.json", "spectra.npy"  # of fingerprints
+NOT_CHOOSING = ("reference", "incumbent")  # looks at the test part that say nothing about the model under way
 
 
 def label_table(config: Config) -> Path | None:
@@ -143,7 +157,7 @@ def ingest_scans(config: Config) -> Artifact:
     from medtl.scans.intake import ingest, read_exclusions
     from medtl.scans.io import write_quarantine
 
-    intake, store = look_at_source(config), Store(config.workspace)
+    intake, store = look_at_source(config), AuditedStore(config.workspace)
     names = load_pseudonymiser(config.scans.key_file)
     artifact = _make(
         config,
@@ -151,8 +165,20 @@ def ingest_scans(config: Config) -> Artifact:
         intake.inputs,
         lambda folder: ingest(intake.files, config.scans, names, folder, store, intake.readmitted),
     )
-    write_quarantine(store.workspace, read_exclusions(artifact.path))
+    exclusions = read_exclusions(artifact.path)
+    table = write_quarantine(store.workspace, exclusions)
+    AuditLog(config.workspace).note_files("quarantine.listed", artifact.digest, [table])
+    _enter(config, exclusions)
     return artifact
+
+
+def _enter(config: Config, exclusions: Sequence[Exclusion]) -> None:
+    """Put every item that was left out on the audit trail, once."""
+    events = [
+        Event(f"excluded.{e.code}", e.content or e.item, "refused", {"stage": e.stage, "files": e.files})
+        for e in exclusions
+    ]
+    AuditLog(config.workspace).once(events)
 
 
 def build_cohort(config: Config, scans: Artifact) -> Artifact:
@@ -180,28 +206,108 @@ def build_cohort(config: Config, scans: Artifact) -> Artifact:
         io.write_cohort(folder, labels.build_cohort(found, rows, config.studies))
 
     artifact = _make(config, "cohort", inputs, build)
-    for warning in io.read_cohort(artifact.path).warnings:
+    cohort = io.read_cohort(artifact.path)
+    _enter(config, cohort.exclusions)
+    fingerprint_scans(config, scans, artifact)
+    for warning in cohort.warnings:
         log.warning("%s", warning)
     return artifact
 
 
+def fingerprint_scans(config: Config, scans: Artifact, cohort: Artifact) -> Artifact:
+    """Pixels -> what tells nearly the same pictures from different ones; once for the same pictures."""
+    from medtl.dataset import leaks
+    from medtl.scans.segments import PixelStore
+    from medtl.studies.io import read_cohort
+
+    known = read_cohort(cohort.path)
+
+    def build(folder: Path) -> None:
+        chosen = list(_scans_by_study(scans, known).values())
+        made = leaks.fingerprint_scans(chosen, PixelStore(pixel_folder(config)), config.scans.workers)
+        write_record(folder / _DIGESTS, made.digests)
+        save_array(folder / _SPECTRA, made.spectra)
+
+    return _make(config, "fingerprints", _pictures(known), build)
+
+
+def _pictures(cohort: Cohort) -> dict[str, Any]:
+    return {"pixels": digest_of(sorted({s.pixel_digest for s in cohort.studies})), "code": code_digest("dataset")}
+
+
+def _fingerprints_of(config: Config, cohort: Cohort) -> tuple[Artifact, Fingerprints]:
+    from medtl.dataset.leaks import Fingerprints
+
+    found = Store(config.workspace).find("fingerprints", _pictures(cohort))
+    if found is None:
+        raise StorageError("The fingerprints of the images are gone. Run the same command again: they are made again.")
+    digests = read_record(found.path / _DIGESTS, tuple[str, ...])
+    return found, Fingerprints(digests, load_array(found.path / _SPECTRA))
+
+
+def _listed(config: Config) -> Listed | None:
+    """Read the list of the images that the weights were trained on, if there is one."""
+    from medtl.dataset.leaks import read_hashes
+
+    path = config.dataset.split.pretraining_hashes
+    if path is None:
+        return None
+    try:
+        return read_hashes(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(
+            "dataset.split.pretraining_hashes names no readable text file. Give its path, or null."
+        ) from error
+
+
 def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
-    """Cohort -> split; the test part is sealed from here on."""
-    from medtl.dataset import io
+    """Cohort -> split and the proof that it is clean; the test part is sealed from here on."""
+    from medtl.dataset import io, leaks
     from medtl.dataset.split import split_cohort
     from medtl.studies.io import read_cohort
 
+    known = read_cohort(cohort.path)
+    artifact, prints = _fingerprints_of(config, known)
+    settings, workers = config.dataset.split, config.scans.workers
+    listed = _listed(config)
     inputs = {
         "cohort": cohort.digest,
-        "config": _settings(config.dataset.split),
+        "fingerprints": artifact.digest,
+        "config": _settings(settings, "pretraining_hashes"),
+        "pretraining": file_digest(settings.pretraining_hashes) if settings.pretraining_hashes else None,
         "seed": config.seed,
         "code": code_digest("dataset"),
     }
 
     def build(folder: Path) -> None:
-        io.write_split(folder, split_cohort(read_cohort(cohort.path), config.dataset.split, config.seed))
+        near = leaks.near_pairs(known, prints, workers)
+        pretrained = leaks.overlap(known, prints, listed) if listed is not None else frozenset()
+        split = split_cohort(known, settings, config.seed, near.pairs, pretrained)
+        proof = leaks.prove_clean(known, split, prints, listed, near, workers)
+        leaks.require_clean(proof, split)
+        io.write_split(folder, split)
+        write_record(folder / PROOF, proof)
 
-    return _make(config, "split", inputs, build)
+    made = _make(config, "split", inputs, build)
+    for leak in io.read_split(made.path).leaks:
+        log.warning("THE SPLIT LEAKS (allow_leaky_split): %s", leaks.in_words((leak,)))
+    return made
+
+
+def prove_again(config: Config, cohort: Artifact, split: Artifact) -> CleanProof:
+    """Look again for what may stand on two sides of a split, before its test part is opened.
+
+    Raises:
+        SplitError: something that was not known and allowed when the split was made.
+    """
+    from medtl.dataset import io, leaks
+    from medtl.studies.io import read_cohort
+
+    known, made = read_cohort(cohort.path), io.read_split(split.path)
+    _, prints = _fingerprints_of(config, known)
+    proof = leaks.prove_clean(known, made, prints, _listed(config), threads=config.scans.workers)
+    leaks.require_clean(proof, made)
+    return proof
 
 
 def make_plan(config: Config, scans: Artifact, cohort: Artifact, split: Artifact) -> Artifact:
@@ -309,7 +415,7 @@ def fit_in_phases(
         "code": training.code_of_training(),
         "libraries": training.versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
     }  # fmt: skip
-    store = Store(config.workspace)
+    store = AuditedStore(config.workspace)
     saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
     label = "training from scratch" if scratch else "training"
     job = training.Job(
@@ -320,7 +426,9 @@ def fit_in_phases(
     began = time.perf_counter()
     artifact = store.make("checkpoint", inputs, lambda folder: training.train(job, folder))
     if not artifact.reused:
-        write_json(_seconds_file(config, artifact), {"seconds": round(time.perf_counter() - began, 2)})
+        taken = _seconds_file(config, artifact)
+        write_json(taken, {"seconds": round(time.perf_counter() - began, 2)})
+        AuditLog(config.workspace).note_files("training.timed", artifact.digest, [taken])
     saver.clear()
     return artifact
 
@@ -350,7 +458,7 @@ def predict_part(
     part: Part,
     purpose: str = "model",
 ) -> Artifact:
-    """Checkpoint -> probabilities of one part. Opening the test part is logged, with what for (model or reference)."""
+    """Checkpoint -> probabilities of one part. Opening the test part is logged, with what for (see NOT_CHOOSING)."""
     from medtl.dataset import io as dataset_io
     from medtl.dataset.loading import EvaluationBatches, rows_of, slices_of, voted
     from medtl.evaluation.io import write_predictions
@@ -370,9 +478,9 @@ def predict_part(
     def build(folder: Path) -> None:
         known, parts = read_cohort(cohort.path), dataset_io.read_split(split.path)
         if part == "test":
-            AuditLog(config.workspace).append(
-                "test.opened", split.digest, details={"checkpoint": checkpoint.digest, "purpose": purpose}
-            )
+            proof = prove_again(config, cohort, split)
+            details = {"checkpoint": checkpoint.digest, "purpose": purpose, "clean": proof.clean}
+            AuditLog(config.workspace).append("test.opened", split.digest, details=details)
         chosen, rows = parts.part(part), _rows(known)
         images, targets = dataset_io.read_pack(pack.path), known.targets
         slices = slices_of(images, len(known.studies))
@@ -423,14 +531,22 @@ def evaluate(config: Config, plan: Artifact, val: Artifact, test: Artifact) -> A
     return _make(config, "evaluation", inputs, build)
 
 
-def compare(config: Config, test: Artifact, scratch_test: Artifact) -> Artifact:
+def compare(
+    config: Config,
+    test: Artifact,
+    reference: Artifact,
+    names: tuple[str, str] = ("transfer", "scratch"),
+    metric: str = "auroc",
+    margin: float | None = None,
+) -> Artifact:
     """Two models' predictions of the same test part -> their difference with an interval."""
     from medtl.evaluation import io
     from medtl.evaluation.comparison import compare as compare_predictions
 
     inputs = {
         "model": test.digest,
-        "reference": scratch_test.digest,
+        "reference": reference.digest,
+        "asked": [names, metric, config.evaluation.margin if margin is None else margin],
         "config": _settings(config.evaluation.uncertainty),
         "seed": config.seed,
         "code": code_digest("evaluation"),
@@ -441,10 +557,12 @@ def compare(config: Config, test: Artifact, scratch_test: Artifact) -> Artifact:
             folder,
             compare_predictions(
                 io.read_predictions(test.path),
-                io.read_predictions(scratch_test.path),
-                ("transfer", "scratch"),
+                io.read_predictions(reference.path),
+                names,
                 config.evaluation.uncertainty,
                 config.seed,
+                metric,
+                config.evaluation.margin if margin is None else margin,
             ),
         )
 
@@ -452,7 +570,7 @@ def compare(config: Config, test: Artifact, scratch_test: Artifact) -> Artifact:
 
 
 def _make(config: Config, kind: str, inputs: Mapping[str, Any], build: Any) -> Artifact:
-    return Store(config.workspace).make(kind, inputs, build)
+    return AuditedStore(config.workspace).make(kind, inputs, build)
 
 
 def _settings(section: Any, *left_out: str) -> Any:
@@ -470,64 +588,65 @@ def _scans_by_study(scans: Artifact, cohort: Cohort) -> dict[str, Scan]:
     return {study.study_id: by_id[study.scan_id] for study in cohort.studies}
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """The artifacts of one trained and measured model."""
-
-    checkpoint: Artifact
-    val: Artifact
-    test: Artifact
-    evaluation: Artifact
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """The artifacts that every model of a run shares."""
-
-    scans: Artifact
-    cohort: Artifact
-    split: Artifact
-    plan: Artifact
-    pack: Artifact
-
-
-def make_release(config: Config, prepared: Prepared, trained: Trained) -> tuple[Artifact, Release]:
+def make_release(
+    config: Config, prepared: Prepared, trained: Trained, beside: Beside | None = None
+) -> tuple[Artifact, Release]:
     """Checkpoint and evaluation -> release, entered in the register as the gate decides."""
     from medtl.evaluation.io import read_evaluation
     from medtl.registry import promotion
     from medtl.registry.io import RELEASE, Register
 
     evaluation = read_evaluation(trained.evaluation.path)
-    checks = promotion.check(evaluation, config.registry.promotion)
+    checks = _checks(config, prepared, trained, evaluation, beside)
     inputs = {
         "name": config.name,
         "checkpoint": trained.checkpoint.digest,
         "plan": prepared.plan.digest,
         "evaluation": trained.evaluation.digest,
-        "gate": _settings(config.registry.promotion),
+        "calibrator": trained.calibrator.digest,
+        "examination": trained.examination.digest if trained.examination else None,
+        "gate": [_settings(config.registry.promotion), [asdict(check) for check in checks]],
     }
     release = Release(
         release_id=f"r-{digest_of(inputs)[:12]}",
         name=config.name,
-        status=promotion.status_of(checks),
+        status=promotion.status_of(checks, has_gate=bool(config.registry.promotion.gate)),
         checks=checks,
         provenance=provenance(config, prepared, trained),
     )
 
     def build(folder: Path) -> None:
-        for source in (trained.checkpoint, prepared.plan, trained.evaluation):
+        parts = (trained.checkpoint, prepared.plan, trained.calibrator, trained.evaluation, trained.examination)
+        for source in filter(None, parts):
             for path in sorted(source.path.iterdir()):
                 if path.name != "manifest.json":
                     (folder / path.name).write_bytes(path.read_bytes())
         write_record(folder / RELEASE, release)
 
     artifact = _make(config, "release", inputs, build)
-    if Register(config.workspace).enter(release, artifact):
-        observed = [{"condition": c.condition, "observed": c.observed, "passed": c.passed} for c in checks]
-        outcome = "refused" if release.status == "refused" else "done"
-        details = {"name": config.name, "artifact": artifact.digest, "gate": observed}
-        AuditLog(config.workspace).append(f"release.{release.status}", release.release_id, outcome, details)
+    observed = [{"condition": c.condition, "observed": c.observed, "passed": c.passed} for c in checks]
+    evidence = {"gate": observed, "evaluation": trained.evaluation.digest, "checkpoint": trained.checkpoint.digest}
+    Register(config.workspace).enter(release, artifact, evidence)
     return artifact, release
+
+
+def _checks(
+    config: Config, prepared: Prepared, trained: Trained, evaluation: Evaluation, beside: Beside | None
+) -> tuple[GateCheck, ...]:
+    from medtl.dataset.io import read_split
+    from medtl.model.io import read_checkpoint
+    from medtl.registry import promotion
+
+    wanted = config.registry.promotion
+    checks = list(promotion.check(evaluation, wanted))
+    if wanted.clean:
+        checks.append(promotion.check_clean(read_split(prepared.split.path).leaks))
+    if wanted.licences is not None:
+        weights = read_checkpoint(trained.checkpoint.path).weights
+        checks.append(promotion.check_licence(weights.licence, wanted.licences, weights.sha256 is not None))
+    if wanted.incumbent is not None:
+        checks.append(promotion.check_incumbent(beside, wanted.incumbent))
+    return tuple(checks)
 
 
 def provenance(config: Config, prepared: Prepared, trained: Trained) -> dict[str, Any]:
@@ -562,6 +681,7 @@ def write_report(
     comparison: Artifact | None,
     release: Release,
     resources: Mapping[str, Any],
+    beside: Beside | None = None,
 ) -> tuple[Artifact, Path]:
     """Everything known -> one page; give the artifact and the copy that people open."""
     from medtl.dataset.io import read_plan, read_split
@@ -582,6 +702,7 @@ def write_report(
         exclusions=read_exclusions(prepared.scans.path),
         cohort=read_cohort(prepared.cohort.path),
         split=read_split(prepared.split.path),
+        proof=read_record(prepared.split.path / PROOF, CleanProof),
         plan=read_plan(prepared.plan.path),
         checkpoint=read_checkpoint(trained.checkpoint.path),
         evaluation=read_evaluation(trained.evaluation.path),
@@ -593,6 +714,8 @@ def write_report(
         release_id=release.release_id,
         provenance=release.provenance,
         test_openings=_test_openings(config, prepared.split),
+        examination=read_examination(trained.examination.path) if trained.examination else None,
+        beside=beside.comparison if beside else None,
         resources=resources,
     )
     inputs = {
@@ -603,6 +726,7 @@ def write_report(
         "comparison": comparison.digest if comparison else None,
         "scratch": scratch.checkpoint.digest if scratch else None,
         "openings": facts.test_openings,
+        "beside": asdict(beside) if beside else None,
         "code": code_digest("report"),
     }
     artifact = _make(config, "report", inputs, lambda folder: write(folder, facts))
@@ -612,7 +736,7 @@ def write_report(
 def _test_openings(config: Config, split: Artifact) -> int:
     """Count the looks at a test part, without those of the reference from scratch: these choose nothing."""
     opened = [event for event in AuditLog(config.workspace).events() if event["action"] == "test.opened"]
-    return sum(e["subject"] == split.digest and e["details"].get("purpose") != "reference" for e in opened)
+    return sum(e["subject"] == split.digest and e["details"].get("purpose") not in NOT_CHOOSING for e in opened)
 
 
 def _copy_to_reports(config: Config, name: str, report: Artifact) -> Path:
@@ -620,6 +744,7 @@ def _copy_to_reports(config: Config, name: str, report: Artifact) -> Path:
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
     write_bytes(folder / name, (report.path / "report.html").read_bytes())
+    AuditLog(config.workspace).note_files("report.published", report.digest, [folder / name])
     return folder / name
 
 

@@ -12,22 +12,23 @@ from prefect import flow
 
 from medtl.config import Config
 from medtl.records import Artifact, Trial
-from pipelines import contenders, results, steps, tasks
+from pipelines import contenders, results, tasks
+from pipelines.evaluate import measured
+from pipelines.prepared import Prepared, Trained
+from pipelines.trail import recorded
 from pipelines.train import prepare
 
 REFERENCE = "scratch"
 
 
-async def _measure(config: Config, strategy: str, prepared: steps.Prepared, split: Artifact) -> steps.Trained:
+async def _measure(config: Config, strategy: str, prepared: Prepared, split: Artifact) -> Trained:
     chosen = contenders.with_strategy(config, strategy)
     checkpoint = await tasks.fit_in_phases(chosen, prepared.cohort, split, prepared.plan, prepared.pack, False)
-    shared = (checkpoint, prepared.cohort, split, prepared.pack)
-    val = await tasks.predict_part(chosen, *shared, "val")
-    test = await tasks.predict_part(chosen, *shared, "test", "study")
-    return steps.Trained(checkpoint, val, test, await tasks.evaluate(chosen, prepared.plan, val, test))
+    return await measured(chosen, prepared, split, checkpoint, "study")
 
 
 @flow(name="study")
+@recorded
 async def study(config: Config, strategies: list[str], curve: list[str], patients: list[int]) -> dict[str, Any]:
     """Train and measure every strategy on all patients, and those of ``curve`` on fewer; write one page."""
     started = time.perf_counter()
@@ -47,7 +48,7 @@ async def study(config: Config, strategies: list[str], curve: list[str], patient
 
 
 async def _side_by_side(
-    config: Config, strategies: list[str], prepared: steps.Prepared, split: Artifact, whole: int
+    config: Config, strategies: list[str], prepared: Prepared, split: Artifact, whole: int
 ) -> list[Trial]:
     trained = {name: await _measure(config, name, prepared, split) for name in strategies}
     trials = []

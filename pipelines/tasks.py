@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from pipelines import apply, contenders, steps
+from pipelines import apply, contenders, examination, incumbent, steps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,8 +70,13 @@ make_plan = _task(steps.make_plan)
 pack_images = _task(steps.pack_images)
 fit_in_phases = _task(steps.fit_in_phases)
 predict_part = _task(steps.predict_part)
+calibrate = _task(examination.calibrate)
+apply_calibrator = _task(examination.apply_calibrator)
 evaluate = _task(steps.evaluate)
+look_inside = _task(examination.look_inside)
+examine = _task(examination.examine)
 compare = _task(steps.compare)
+compare_with_live = _task(incumbent.compare_with_live)
 make_release = _task(steps.make_release)
 write_report = _task(steps.write_report)
 apply_release = _task(apply.apply_release)

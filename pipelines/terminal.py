@@ -82,6 +82,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     Console().print(drawn)
 
 
+def say(text: str) -> None:
+    """Print one line."""
+    print(text)
+
+
 def number(value: float | None) -> str:
     """Write a figure, or that there is none."""
     return "not estimable" if value is None else f"{value:.3f}"

@@ -6,25 +6,28 @@ from prefect import flow
 
 from medtl.config import Config
 from medtl.records import Artifact
-from pipelines import results, steps, tasks
+from pipelines import results, tasks
+from pipelines.prepared import Prepared
+from pipelines.trail import recorded
 
 
-async def prepare(config: Config) -> steps.Prepared:
+async def prepare(config: Config) -> Prepared:
     """Bring scans and labels as far as one packed array."""
     scans = await tasks.ingest_scans(config)
     cohort = await tasks.build_cohort(config, scans)
     split = await tasks.split_by_patient(config, cohort)
     plan = await tasks.make_plan(config, scans, cohort, split)
     pack = await tasks.pack_images(config, scans, cohort, plan)
-    return steps.Prepared(scans, cohort, split, plan, pack)
+    return Prepared(scans, cohort, split, plan, pack)
 
 
-async def fit(config: Config, prepared: steps.Prepared, scratch: bool = False) -> Artifact:
+async def fit(config: Config, prepared: Prepared, scratch: bool = False) -> Artifact:
     """Train one model on what was prepared."""
     return await tasks.fit_in_phases(config, prepared.cohort, prepared.split, prepared.plan, prepared.pack, scratch)
 
 
 @flow(name="train")
+@recorded
 async def train(config: Config) -> dict[str, Any]:
     """Train a model in phases; the test part stays sealed."""
     prepared = await prepare(config)

@@ -33,6 +33,7 @@ def rows_of(
     scans: Sequence[tuple[str, Sequence[str]]],
     probabilities: FloatArray,
     decisions: Sequence[str],
+    doubts: Sequence[Sequence[str]],
     classes: Sequence[str],
     excluded: Sequence[tuple[Exclusion, str]],
     named: bool,
@@ -41,6 +42,7 @@ def rows_of(
 
     Args:
         scans: identifier and file names of each predicted scan.
+        doubts: why a person should look at a scan whatever the decision says; empty where there is no reason.
         excluded: what was left out, with its file name.
         named: put file names into the table.
 
@@ -48,15 +50,17 @@ def rows_of(
         Column names and rows.
     """
     shown = [f"probability_{name}" for name in classes]
-    columns = ["scan", *(["file"] if named else []), *shown, "decision", "reason"]
+    columns = ["scan", *(["file"] if named else []), *shown, "decision", "look", "reason"]
     rows: list[Row] = []
-    for (scan, files), values, decision in zip(scans, probabilities, decisions, strict=True):
-        cells = {"scan": scan[:16], "decision": inert(decision), "reason": ""}  # a class is named by the label table
+    for (scan, files), values, decision, why in zip(scans, probabilities, decisions, doubts, strict=True):
+        # a class is named by the label table
+        cells = {"scan": scan[:16], "decision": inert(decision), "look": "; ".join(why), "reason": ""}
         numbers = {name: f"{value:.6f}" for name, value in zip(shown, values, strict=True)}
         for file in files if named and files else [""]:
             rows.append(_row({**cells, **numbers}, file, named))
     for exclusion, file in excluded:
-        cells = {"scan": exclusion.item, "decision": "excluded", "reason": f"{exclusion.code}: {exclusion.reason}"}
+        said = f"{exclusion.code}: {exclusion.reason}"
+        cells = {"scan": exclusion.item, "decision": "excluded", "look": "", "reason": said}
         rows.append(_row({**cells, **dict.fromkeys(shown, "")}, file, named))
     return columns, rows
 

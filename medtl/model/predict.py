@@ -18,10 +18,20 @@ def predict(
     network: StagedNetwork, batches: Iterable[tuple[AnyArray, FloatArray]], task: Task, device: torch.device
 ) -> FloatArray:
     """Give probabilities, shape (n, classes): softmax, or one sigmoid per label of a multi-label task."""
+    return look(network, batches, task, device)[0]
+
+
+def look(
+    network: StagedNetwork, batches: Iterable[tuple[AnyArray, FloatArray]], task: Task, device: torch.device
+) -> tuple[FloatArray, FloatArray]:
+    """Give probabilities, (n, classes), and the features that enter the head, (n, features)."""
     network.to(device, memory_format=network.memory_format).eval()  # type: ignore[call-overload]
-    rows = []
+    rows, inside = [], []
+    head = len(network.stages) - 1
     with torch.no_grad():
         for number, (images, _) in enumerate(batches, 1):
-            rows.append(probabilities_of(network(to_images(images, device)), task))
+            features = network.run(network.normalise(to_images(images, device)), 0, head)
+            rows.append(probabilities_of(network.run(features, head), task))
+            inside.append(features.float().cpu().numpy())
             advance("predicting batches", number, number)
-    return np.concatenate(rows)
+    return np.concatenate(rows), np.concatenate(inside)

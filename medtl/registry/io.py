@@ -1,18 +1,24 @@
-"""The register of releases: one small JSON each, pointing to an immutable artifact.
+"""The register of releases: one small JSON each, written once, pointing to an immutable artifact.
 
-The register says what a release is called *now*; the audit log says what it was called when, and by whom.
+How a release stands is nowhere but on the audit trail (:mod:`medtl.registry.history`): a status that somebody writes
+into a file changes nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from medtl.artifacts import read_record, storage_errors, verify, write_record
+from medtl.artifacts import file_digest, read_record, storage_errors, verify, write_record
+from medtl.audit import AuditLog, Event
 from medtl.errors import MedtlError, StorageError, TamperedError
-from medtl.records import Artifact, Release
+from medtl.records import Artifact, Release, Standing
+from medtl.registry.history import standing
 
 RELEASE = "release.json"
+_SERVES: tuple[Standing, ...] = ("live", "approved", "validated")  # without leave; the first that there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +37,54 @@ class Register:
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace.absolute()
         self.folder = self.workspace / "registry"
+        self.trail = AuditLog(self.workspace)
 
     def entries(self) -> tuple[Entry, ...]:
-        """List the releases, oldest first."""
-        found = (read_record(path, Entry) for path in self.folder.glob("r-*.json"))
-        return tuple(sorted(found, key=lambda entry: entry.order))
+        """List the releases as they stand now, oldest first; one that the trail does not know is a candidate.
 
-    def enter(self, release: Release, artifact: Artifact) -> bool:
-        """Enter a release; tell whether it, or its status, is new."""
+        Raises:
+            TamperedError: the audit trail was altered.
+        """
+        paths = list(self.folder.glob("r-*.json"))
+        now: Mapping[str, Standing] = standing(self.trail.events()) if paths else {}
+        found = (read_record(path, Entry) for path in paths)
+        return tuple(sorted((_as_it_stands(entry, now) for entry in found), key=lambda entry: entry.order))
+
+    def enter(self, release: Release, artifact: Artifact, details: Mapping[str, Any]) -> bool:
+        """Enter a release and what the gate made of it; tell whether it is new.
+
+        Args:
+            details: for the audit trail: what was observed.
+        """
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{release.release_id}.json"
-        entries = self.entries()
-        known = next((entry for entry in entries if entry.release.release_id == release.release_id), None)
-        if known is not None and known.release.status == release.status:
-            return False
-        order = known.order if known else 1 + max((entry.order for entry in entries), default=0)
-        relative = artifact.path.relative_to(self.workspace).as_posix()
-        write_record(path, Entry(release, relative, artifact.digest, order))
-        return True
+        new = not path.exists()
+        if new:
+            order = 1 + max((read_record(other, Entry).order for other in self.folder.glob("r-*.json")), default=0)
+            relative = artifact.path.relative_to(self.workspace).as_posix()
+            write_record(path, Entry(release, relative, artifact.digest, order))
+        files = {path.relative_to(self.workspace).as_posix(): file_digest(path)}
+        said = {"name": release.name, "artifact": artifact.digest, "files": files, **details}
+        outcome = "refused" if release.status == "refused" else "done"
+        self.trail.once([Event(f"release.{release.status}", release.release_id, outcome, said)])
+        return new
+
+    def called(self, release_id: str) -> Entry:
+        """Find one release by its identifier, or the beginning of it.
+
+        Raises:
+            MedtlError: there is none, or several begin so.
+        """
+        entries = list(self.entries())
+        fitting = _called(entries, release_id)
+        if not fitting:
+            had = ", ".join(f"{e.release.release_id} ({e.release.status})" for e in entries) or "none"
+            raise MedtlError(f"There is no release '{release_id}' in this workspace (found: {had}).")
+        return fitting[0]
 
     def choose(self, name: str, release_id: str | None, candidates: bool) -> Entry:
-        """Find the release to use: the one asked for, or the newest validated one of this name.
+        """Find the release to use: the one asked for, else the live one, else the newest approved or validated one.
 
         Args:
             name: of the config.
@@ -63,19 +95,19 @@ class Register:
             MedtlError: there is none, or the beginning fits several; they are named.
         """
         entries = [entry for entry in self.entries() if entry.release.name == name]
-        if release_id is not None:
-            entries = _called(entries, release_id)
-            allowed = {"validated", "candidate", "refused"} if candidates else {"validated"}
-        else:
-            allowed = {"validated", "candidate"} if candidates else {"validated"}
-        usable = [entry for entry in entries if entry.release.status in allowed]
-        if not usable:
-            had = ", ".join(f"{e.release.release_id} ({e.release.status})" for e in entries) or "none"
-            raise MedtlError(
-                f"There is no validated release of '{name}' here (found: {had}). Run `medtl run CONFIG` first; "
-                "--allow-candidate uses one that no gate has validated."
-            )
-        return usable[-1]
+        had = ", ".join(f"{e.release.release_id} ({e.release.status})" for e in entries) or "none"
+        wanted = entries if release_id is None else _called(entries, release_id)
+        groups: list[tuple[Standing, ...]] = [(state,) for state in _SERVES]
+        if candidates:
+            groups = [("live",), ("candidate", *_SERVES, *(("refused",) if release_id else ()))]
+        for states in groups:
+            usable = [entry for entry in wanted if entry.release.status in states]
+            if usable:
+                return usable[-1]
+        raise MedtlError(
+            f"There is no validated release of '{name}' here (found: {had}). Run `medtl run CONFIG` first; "
+            "--allow-candidate uses one that no gate has validated; one that is retired is never used."
+        )
 
     def open(self, entry: Entry) -> Path:
         """Give the folder of a release after checking every byte of it.
@@ -89,6 +121,11 @@ class Register:
         if verify(folder) != entry.digest:
             raise TamperedError(f"Release {entry.release.release_id} is not what was entered in the register.")
         return folder
+
+
+def _as_it_stands(entry: Entry, now: Mapping[str, Standing]) -> Entry:
+    status = now.get(entry.release.release_id, "candidate")
+    return replace(entry, release=replace(entry.release, status=status))
 
 
 def _called(entries: list[Entry], release_id: str) -> list[Entry]:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from medtl.config import GateConfig, PromotionConfig
+from medtl.config import GateConfig, IncumbentConfig, PromotionConfig
 from medtl.errors import ConfigError
-from medtl.records import Evaluation, GateCheck
+from medtl.records import Comparison, Evaluation, GateCheck, Leak
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The live release on the candidate's test part."""
+
+    live: str
+    comparison: Comparison | None  # candidate minus live; None where the two cannot be compared
+    note: str  # why they cannot; else how many of the test patients taught the live one
 
 
 def check(evaluation: Evaluation, config: PromotionConfig) -> tuple[GateCheck, ...]:
-    """Hold every condition of the gate against the evaluation; what is not estimable does not pass.
+    """Hold every condition on a metric against the evaluation; what is not estimable does not pass.
 
     Raises:
         ConfigError: a condition names a metric that was not computed.
@@ -18,11 +29,43 @@ def check(evaluation: Evaluation, config: PromotionConfig) -> tuple[GateCheck, .
     return tuple(_check(evaluation, gate) for gate in config.gate)
 
 
-def status_of(checks: tuple[GateCheck, ...]) -> Literal["candidate", "validated", "refused"]:
-    """Give ``candidate`` without a gate, else ``validated`` if every condition passed, else ``refused``."""
-    if not checks:
-        return "candidate"
-    return "validated" if all(one.passed for one in checks) else "refused"
+def check_clean(leaks: Sequence[Leak]) -> GateCheck:
+    """Ask that nobody is on two sides of the split."""
+    found = sum(leak.count for leak in leaks)
+    return GateCheck("patients, exams, groups or pictures on two sides of the split <= 0", float(found), found == 0)
+
+
+def check_licence(licence: str | None, allowed: Sequence[str], started: bool) -> GateCheck:
+    """Ask that the start weights may be used; weights whose licence nobody wrote down may not.
+
+    Args:
+        started: the model began from weights at all.
+    """
+    passed = not started or licence in allowed
+    had = "none were used" if not started else licence or "not known"
+    return GateCheck(f"licence of the start weights ({had}) is one of {', '.join(allowed)}", None, passed)
+
+
+def check_incumbent(beside: Beside | None, config: IncumbentConfig) -> GateCheck:
+    """Ask that the candidate is not worse than the live release, paired on the candidate's test part.
+
+    Args:
+        beside: None where nothing is live.
+    """
+    if beside is None:
+        return GateCheck(f"{config.metric} not worse than the live release's (none is live)", None, passed=True)
+    condition = f"{config.metric} - that of live {beside.live} > -{config.margin:g} ({beside.note})"
+    if beside.comparison is None:
+        return GateCheck(condition, None, passed=False)
+    passed = beside.comparison.verdict in ("superior", "non-inferior")
+    return GateCheck(condition, beside.comparison.difference.low, passed)
+
+
+def status_of(checks: Sequence[GateCheck], has_gate: bool) -> Literal["candidate", "validated", "refused"]:
+    """Give ``refused`` if a condition failed, ``validated`` if a gate on a metric was passed, else ``candidate``."""
+    if not all(one.passed for one in checks):
+        return "refused"
+    return "validated" if has_gate else "candidate"
 
 
 def _check(evaluation: Evaluation, gate: GateConfig) -> GateCheck:

@@ -21,9 +21,11 @@ from pydantic import TypeAdapter
 from medtl.records import (
     PARTS,
     Checkpoint,
+    CleanProof,
     Cohort,
     Comparison,
     Evaluation,
+    Examination,
     Exclusion,
     GateCheck,
     Part,
@@ -35,7 +37,16 @@ from medtl.records import (
 SMALLEST_CELL = 5
 MOST_VALUES = 12  # of one variable; the rest are counted together
 OLDEST_SHOWN = 90  # a higher age can identify a person
-LOCAL_PATHS = ("workspace", "scans.source", "scans.key_file", "studies.labels.table", "model.vault")
+LOCAL_PATHS = (
+    "workspace",
+    "scans.source",
+    "scans.key_file",
+    "studies.labels.table",
+    "model.vault",
+    "dataset.split.pretraining_hashes",
+    "audit.anchor_file",
+    "audit.anchor_command",
+)
 UNKNOWN = "not recorded"
 
 
@@ -57,6 +68,7 @@ class Facts:
     exclusions: tuple[Exclusion, ...]
     cohort: Cohort
     split: Split
+    proof: CleanProof
     plan: Plan
     checkpoint: Checkpoint
     evaluation: Evaluation
@@ -68,6 +80,8 @@ class Facts:
     release_id: str
     provenance: Mapping[str, Any]
     test_openings: int
+    examination: Examination | None = None
+    beside: Comparison | None = None  # with the live release, where there is one
     resources: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medtl.records import Checkpoint, Evaluation, Plan, Score
+from medtl.records import Checkpoint, Evaluation, LeakKind, Plan, Score
 from medtl.report.facts import (
     Facts,
     ReasonCount,
@@ -275,3 +275,25 @@ def leaf(value: Any) -> str:
     if isinstance(value, list | tuple) and all(isinstance(item, str | int | float) for item in value):
         return ", ".join(leaf(item) for item in value) or "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+_ASKED: Mapping[LeakKind, str] = {
+    "patient": "The same patient",
+    "exam": "The same exam",
+    "group": "The same named group",
+    "pixels": "Identical pixels",
+    "near": "Nearly the same picture",
+    "pretraining": "A picture that the weights were trained on",
+}
+
+
+def proof_table(facts: Facts) -> Table:
+    """List what was looked for on two sides of the split, in how many studies, and how much was found."""
+    proof = facts.proof
+    rows = []
+    for kind, asked in _ASKED.items():
+        studies = proof.checked.get(kind)
+        found = sum(leak.count for leak in proof.leaks if leak.kind == kind)
+        how = DASH if studies is None else f"{studies:,}"
+        rows.append((asked, how, DASH if studies is None else f"{found:,}"))
+    return Table("On two sides of the split", ("Looked for", "In studies", "Found"), tuple(rows), frozenset({1, 2}))

@@ -5,10 +5,11 @@ Three decimals; what is unknown is an en dash, never 0; what is not zero never r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from medtl.records import Comparison, Evaluation, OperatingPoint, Score
+from medtl.records import Comparison, Evaluation, Leak, OperatingPoint, Score
 from medtl.report.facts import Facts, count_parts
 
 DASH = "–"
@@ -200,6 +201,8 @@ def alarms(facts: Facts) -> tuple[str, ...]:
     if facts.release_status == "refused":
         failed = sum(not check.passed for check in facts.gate)
         found.append(f"The release was refused: {failed} of {len(facts.gate)} gate conditions were not met.")
+    if facts.split.leaks:
+        found.append(leak_warning(facts.split.leaks))
     if not facts.cohort.patients_known and not facts.cohort.warnings:
         found.append("Patients are not known: images of one person may be in training and test, and figures too good.")
     found.extend(facts.cohort.warnings)
@@ -218,19 +221,42 @@ def openings(times: int) -> str:
     return {0: "never opened", 1: "opened once"}.get(times, f"opened {times} times")
 
 
+_STANDING = {
+    "patient": ("patient", "patients"),
+    "exam": ("exam", "exams"),
+    "group": ("named group", "named groups"),
+    "pixels": ("set of identical pixels", "sets of identical pixels"),
+    "near": ("pair of nearly the same picture", "pairs of nearly the same picture"),
+    "pretraining": ("picture that the weights were trained on", "pictures that the weights were trained on"),
+}
+
+
+def leak_warning(leaks: Sequence[Leak]) -> str:
+    """Say what stands on two sides of a split where that was allowed: counts, never who."""
+    found = ", ".join(
+        f"{leak.count:,} {_STANDING[leak.kind][leak.count > 1]} in both {leak.sides[0]} and {leak.sides[1]}"
+        for leak in leaks
+    )
+    return f"This split leaks: {found}. It was given with the data and allowed; every figure here may be too good."
+
+
 def split_sentence(facts: Facts) -> str:
     """Say how the parts were made."""
     who = "patient" if facts.cohort.patients_known else "image (patients are not known)"
     if facts.split.predefined:
-        return (
-            "The parts were given with the data; one that was missing was taken from training, by patient. No group "
-            "(one patient, or images with identical pixels) is in two parts; a split that shares one is refused."
+        made = "The parts were given with the data; one that was missing was taken from training, by patient."
+    else:
+        asked = facts.config["dataset"]["split"]
+        made = (
+            f"Made at random by {who}, stratified by class, with seed {facts.config['seed']}, asking for "
+            f"{100 * asked['val']:g} % in validation and {100 * asked['test']:g} % in test."
         )
-    asked = facts.config["dataset"]["split"]
+    if facts.split.leaks:
+        return made
     return (
-        f"Made at random by {who}, stratified by class, with seed {facts.config['seed']}, asking for "
-        f"{100 * asked['val']:g} % in validation and {100 * asked['test']:g} % in test. No group (one patient, or "
-        "images with identical pixels) is in two parts; a split that shares one is refused."
+        f"{made} Nothing is in two parts that belongs together: the same patient, exam, named group, identical pixels "
+        "or nearly the same picture. This was proved when the parts were made and again before the test part was "
+        "opened."
     )
 
 

@@ -94,16 +94,18 @@ def digest(file: SourceFile) -> str:
         return file.relative
 
 
-def write_quarantine(workspace: Path, exclusions: Iterable[Exclusion]) -> None:
-    """Write the table of refusals: ``quarantine/reasons.csv``."""
+def write_quarantine(workspace: Path, exclusions: Iterable[Exclusion]) -> Path:
+    """Write the table of refusals, ``quarantine/reasons.csv``; give its path."""
     prepare_folder(workspace / FOLDER)
     write_bytes(workspace / FOLDER / TABLE, reasons_table(exclusions))
+    return workspace / FOLDER / TABLE
 
 
-def write_readmissions(workspace: Path, words: Sequence[Readmission]) -> None:
-    """Write what was taken back: ``quarantine/readmitted.json``."""
+def write_readmissions(workspace: Path, words: Sequence[Readmission]) -> Path:
+    """Write what was taken back, ``quarantine/readmitted.json``; give its path."""
     prepare_folder(workspace / FOLDER)
     write_record(workspace / FOLDER / READMITTED, tuple(words))
+    return workspace / FOLDER / READMITTED
 
 
 def prepare_folder(folder: Path) -> None:

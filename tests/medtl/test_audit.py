@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from medtl.audit import GENESIS, AuditLog
-from medtl.errors import StorageError, TamperedError
+from medtl.artifacts import digest_of, file_digest
+from medtl.audit import GENESIS, AuditLog, Event, make_key, read_public_key
+from medtl.errors import ConfigError, StorageError, TamperedError
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,7 +87,7 @@ def test_every_earlier_head_stays_good_and_a_deleted_log_is_found(tmp_path: Path
     heads = [log.append("did", str(number)) for number in range(3)]
     assert [log.verify(head).head for head in heads] == [heads[-1]] * 3
     log.path.unlink()
-    with pytest.raises(TamperedError, match="is gone"):
+    with pytest.raises(TamperedError, match="line 1 is missing"):
         log.verify(heads[0])
 
 
@@ -94,3 +98,210 @@ def test_a_log_that_is_a_folder_is_one_sentence(tmp_path: Path) -> None:
         log.append("did", "it")
     with pytest.raises(StorageError, match="cannot be read"):
         log.verify()
+
+
+# ------------------------------------------------------------------------------------------------- edits and crashes
+
+
+def filled(folder: Path, count: int = 12) -> AuditLog:
+    log = AuditLog(folder)
+    log.extend(
+        [Event("did", f"thing {number}", details={"number": number, "word": "Größe"}) for number in range(count)]
+    )
+    return log
+
+
+def edits(lines: list[bytes], rng: random.Random) -> list[bytes]:
+    """Give the lines after one edit of any kind."""
+    at, other = rng.randrange(len(lines)), rng.randrange(len(lines))
+    changed = list(lines)
+    line = lines[at]
+    match rng.randrange(9):
+        case 0:  # one bit
+            place = rng.randrange(len(line))
+            changed[at] = line[:place] + bytes([line[place] ^ (1 << rng.randrange(8))]) + line[place + 1 :]
+        case 1:  # a line gone
+            del changed[at]
+        case 2:  # two swapped
+            changed[at], changed[other] = changed[other], changed[at]
+        case 3:  # said twice
+            changed.insert(other, line)
+        case 4:  # cut off after a line
+            del changed[at:]
+        case 5:  # cut off within a line
+            changed[at:] = [line[: rng.randrange(len(line))]]
+        case 6:  # a byte gone
+            place = rng.randrange(len(line))
+            changed[at] = line[:place] + line[place + 1 :]
+        case 7:  # bytes put in
+            place = rng.randrange(len(line))
+            changed[at] = line[:place] + rng.randbytes(1 + rng.randrange(5)) + line[place:]
+        case _:  # a line rewritten with a hash that fits it
+            event = json.loads(line)
+            event["actor"] = "somebody else"
+            del event["hash"]
+            event["hash"] = digest_of(event)
+            changed[at] = json.dumps(event, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    return changed
+
+
+def test_a_thousand_random_edits_of_the_log_are_all_found(tmp_path: Path) -> None:
+    log = filled(tmp_path)
+    whole = log.path.read_bytes()
+    rng, tried = random.Random(5), 0
+    while tried < 1000:
+        edited = b"".join(edits(whole.splitlines(keepends=True), rng))
+        if edited == whole:
+            continue
+        log.path.write_bytes(edited)
+        tried += 1
+        try:
+            chain = log.verify()
+        except TamperedError as error:
+            assert re.search(r"line \d+ ", str(error))
+        else:
+            assert chain.torn or chain.ahead, edited
+
+
+def test_the_first_line_that_is_wrong_is_the_one_that_is_named(tmp_path: Path) -> None:
+    log = filled(tmp_path)
+    lines = log.path.read_bytes().splitlines(keepends=True)
+    lines[6], lines[9] = lines[9], lines[6]
+    log.path.write_bytes(b"".join(lines))
+    with pytest.raises(TamperedError, match="line 7 "):
+        log.verify()
+
+
+def test_a_chain_that_somebody_wrote_anew_is_not_the_one_that_was_anchored(tmp_path: Path) -> None:
+    head = filled(tmp_path / "a").verify().head
+    forged = filled(tmp_path / "b")
+    assert forged.verify().events == 12
+    with pytest.raises(TamperedError, match="cut off or replaced"):
+        forged.verify(anchors=[head])
+
+
+CRASH = """
+import os, sys
+from pathlib import Path
+from medtl import audit
+log = audit.AuditLog(Path(sys.argv[1]))
+log.append("did", "first")
+def half(stream, lines):
+    stream.write(lines[: len(lines) // 2])
+    os._exit(9)
+def headless(last):
+    os._exit(9)
+if sys.argv[2] == "line":
+    audit._write_whole = half
+else:
+    log._keep_head = headless
+log.append("did", "second")
+"""
+
+
+@pytest.mark.parametrize("where, there", [("line", ["first"]), ("head", ["first", "second"])])
+def test_a_crash_in_the_middle_of_a_write_is_survived_and_said(tmp_path: Path, where: str, there: list[str]) -> None:
+    subprocess.run([sys.executable, "-c", CRASH, str(tmp_path), where], check=False, cwd=ROOT)
+    log = AuditLog(tmp_path)
+    chain = log.verify()
+    assert (chain.torn > 0, chain.ahead) == (where == "line", int(where == "head"))
+    assert [event["subject"] for event in log.events()] == there
+    log.append("did", "third")
+    assert [event["action"] for event in log.events()][-2:] == ["log.recovered", "did"]
+    assert log.events()[-2]["details"] == {"bytes": chain.torn, "events": chain.ahead}
+    assert len(list(tmp_path.glob("audit.torn-*"))) == (where == "line")
+    assert (log.verify().torn, log.verify().ahead) == (0, 0)
+
+
+def test_nothing_is_added_to_a_log_whose_end_is_gone(tmp_path: Path) -> None:
+    log = filled(tmp_path)
+    log.path.write_bytes(b"".join(log.path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(TamperedError, match="its end is not"):
+        log.append("did", "more")
+
+
+def test_many_processes_write_one_chain(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from medtl.audit import AuditLog\n"
+    code += "for n in range(20): AuditLog(Path(sys.argv[1])).append('did', sys.argv[2])"
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], cwd=ROOT) for name in "abc"]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert AuditLog(tmp_path).verify().events == 60
+
+
+def test_an_event_that_is_there_is_not_entered_again(tmp_path: Path) -> None:
+    log, event = AuditLog(tmp_path), Event("scans.made", "digest", details={"folder": "a"})
+    assert [log.once([event]), log.once([event]), AuditLog(tmp_path).once([event])] == [1, 0, 0]
+    assert log.once([Event("scans.made", "digest", details={"folder": "b"})]) == 1
+    log.path.unlink()
+    log.head_path.unlink()
+    assert log.once([event]) == 1
+
+
+def test_a_file_is_noted_when_it_changed_and_only_then(tmp_path: Path) -> None:
+    log, page = AuditLog(tmp_path), tmp_path / "page.html"
+    for text in ("one", "one", "two", "one"):
+        page.write_text(text)
+        log.note_files("report.published", "r-1", [page])
+    assert len(log.events()) == 3
+    assert log.events()[-1]["details"]["files"] == {"page.html": file_digest(page)}
+
+
+# --------------------------------------------------------------------------------------------------------- signatures
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "keys" / "audit.pem"
+    path.parent.mkdir()
+    make_key(path)
+    monkeypatch.setenv("MEDTL_AUDIT_KEY", str(path))
+    return path
+
+
+def test_a_signed_log_is_verified_by_the_public_half_alone(tmp_path: Path, key: Path) -> None:
+    log = filled(tmp_path / "w")
+    public = read_public_key(key.with_name("audit.pem.pub"))
+    assert log.verify(public_keys=[public]).signed == 12
+    assert key.stat().st_mode & 0o777 == 0o600
+    make_key(tmp_path / "other.pem")
+    with pytest.raises(TamperedError, match="line 1 is not signed"):
+        log.verify(public_keys=[read_public_key(tmp_path / "other.pem.pub")])
+
+
+def test_without_the_key_nobody_writes_into_a_signed_log(
+    tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = filled(tmp_path / "w")
+    monkeypatch.delenv("MEDTL_AUDIT_KEY")
+    with pytest.raises(ConfigError, match="is signed"):
+        log.append("did", "more")
+    forged = filled(tmp_path / "forged")
+    with pytest.raises(TamperedError, match="line 1 is not signed"):
+        forged.verify(public_keys=[read_public_key(key.with_name("audit.pem.pub"))])
+
+
+def test_a_signature_that_was_taken_off_or_changed_is_found(tmp_path: Path, key: Path) -> None:
+    log, public = filled(tmp_path / "w", 3), read_public_key(key.with_name("audit.pem.pub"))
+    whole = log.path.read_text()
+    signature = json.loads(whole.splitlines()[1])["signature"]
+    log.path.write_text(whole.replace(signature, signature[::-1]))
+    with pytest.raises(TamperedError, match="line 2 is not signed"):
+        log.verify(public_keys=[public])
+    log.path.write_text(whole.replace(f', "signature": "{signature}"', ""))
+    with pytest.raises(TamperedError, match="line 2 "):
+        log.verify()
+
+
+@pytest.mark.parametrize("content", ["", "no key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
+def test_a_key_that_cannot_be_read_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    path = tmp_path / "key.pem"
+    path.write_text(content)
+    monkeypatch.setenv("MEDTL_AUDIT_KEY", str(path))
+    with pytest.raises(ConfigError, match="holds no key"):
+        AuditLog(tmp_path).append("did", "it")
+    with pytest.raises(ConfigError, match="no readable public key"):
+        read_public_key(path)
+    with pytest.raises(StorageError, match="never overwritten"):
+        make_key(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ model:
     - {{name: all, unfreeze: all, epochs: 2, lr: 3.0e-3, batchnorm: with_stage}}
 evaluation: {{uncertainty: {{resamples: 200}}}}
 """
+GATE = "registry.promotion.gate=[{metric: auroc, bound: value, at_least: 0.0}]"
 
 
 def write_study(folder: Path, patients: int = 24, seed: int = 0) -> Path:
@@ -59,3 +62,16 @@ def config_file(tmp_path: Path, study: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(CONFIG.format(workspace=tmp_path / "workspace", source=study))
     return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the workspace of two finished runs of one name, each with a validated release."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = folder / "tiny.yaml"
+    config.write_text(CONFIG.format(workspace=folder / "w", source=write_study(folder / "study")))
+    for seed in (0, 1):
+        command = [sys.executable, "-m", "pipelines.cli", "run", str(config), "--set", GATE, "--set", f"seed={seed}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+        assert done.returncode == 0, done.stderr
+    return folder / "w"

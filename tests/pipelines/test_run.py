@@ -56,7 +56,11 @@ def test_a_run_gives_what_it_promises_and_the_second_does_nothing(config_file: P
     assert files_of(tmp_path / "workspace" / "artifacts") == before
 
     actions = [event["action"] for event in AuditLog(tmp_path / "workspace").events()]
-    assert actions == ["test.opened", "release.candidate"]
+    assert [action for action in actions if action.startswith(("test.", "release.c"))] == [
+        "test.opened",
+        "release.candidate",
+    ]
+    assert [actions[0], *actions[-2:]] == ["run.started", "run.finished", "run.unchanged"]
 
     code, _, log = medtl("predict", config_file, "--scans", tmp_path / "study", "--out", tmp_path / "p.csv")
     assert code == 1
@@ -66,7 +70,7 @@ def test_a_run_gives_what_it_promises_and_the_second_does_nothing(config_file: P
     )
     assert code == 0, log
     rows = (tmp_path / "p.csv").read_text().splitlines()
-    assert rows[0] == "scan,file,probability_dark,probability_bright,decision,reason"
+    assert rows[0] == "scan,file,probability_dark,probability_bright,decision,look,reason"
     assert summary["scans"] == 48
     assert len(rows) == 1 + 48  # the label table is known and not a scan
     assert (tmp_path / "p.csv").stat().st_mode & 0o777 == 0o600

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -49,14 +51,18 @@ def test_processes_end_with_the_one_that_started_them(config_file: Path, tmp_pat
     command = [sys.executable, "-m", "pipelines.cli", "train", str(config_file), "--set", "model.processes=2"]
     command += ["--set", "model.backbone=squeezenet1_0", "--set", f"workspace={tmp_path / 'killed'}"]
     command += ["--set", "model.phases=[{name: head, unfreeze: head, epochs: 9000}]"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     saved = (tmp_path / "killed" / "unfinished").glob
     try:
         assert eventually(lambda: bool(list(saved("*/progress.safetensors"))), 120)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert eventually(lambda: not workers_of(tmp_path / "killed"), 60)
+    try:
+        assert eventually(lambda: not workers_of(tmp_path / "killed"), 60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # Prefect's server, which outlives it
 
 
 def workers_of(workspace: Path) -> list[str]:

@@ -21,7 +21,7 @@ def made(workspace: Path, number: int = 0) -> Artifact:
 def register(workspace: Path, *statuses: Any) -> Register:
     found = Register(workspace)
     for number, status in enumerate(statuses):
-        found.enter(Release(f"r-{number}", "study", status, ()), made(workspace, number))
+        found.enter(Release(f"r-{number}", "study", status, ()), made(workspace, number), {})
     return found
 
 
@@ -39,13 +39,34 @@ def test_without_leave_only_a_validated_release_is_given(tmp_path: Path, asked: 
         found.choose("study", asked, candidates=False)
 
 
-def test_a_release_that_passes_a_new_gate_keeps_its_place(tmp_path: Path) -> None:
-    found = register(tmp_path, "refused", "validated")
-    assert found.enter(Release("r-0", "study", "validated", ()), made(tmp_path, 0))
-    assert [(e.release.release_id, e.release.status) for e in found.entries()] == [
-        ("r-0", "validated"),
-        ("r-1", "validated"),
-    ]
+def test_a_status_written_into_the_register_by_hand_changes_nothing(tmp_path: Path) -> None:
+    found = register(tmp_path, "refused")
+    path = tmp_path / "registry" / "r-0.json"
+    path.write_text(path.read_text().replace('"refused"', '"live"'))
+    assert [entry.release.status for entry in found.entries()] == ["refused"]
+    (tmp_path / "audit.jsonl").unlink()
+    (tmp_path / "audit.head").unlink()
+    assert [entry.release.status for entry in found.entries()] == ["candidate"]
+
+
+def test_a_release_whose_event_a_crash_swallowed_is_entered_the_next_time(tmp_path: Path) -> None:
+    found = register(tmp_path, "validated")
+    (tmp_path / "audit.jsonl").unlink()
+    (tmp_path / "audit.head").unlink()
+    assert not found.enter(Release("r-0", "study", "validated", ()), made(tmp_path, 0), {})
+    assert [entry.release.status for entry in found.entries()] == ["validated"]
+    assert len(found.trail.events()) == 1
+
+
+def test_the_live_release_is_given_before_newer_ones_and_a_retired_one_never(tmp_path: Path) -> None:
+    found = register(tmp_path, "validated", "validated", "validated")
+    found.trail.append("release.live", "r-0")
+    assert found.choose("study", None, candidates=False).release.release_id == "r-0"
+    found.trail.append("release.retired", "r-0")
+    found.trail.append("release.approved", "r-1")
+    assert found.choose("study", None, candidates=False).release.release_id == "r-1"
+    with pytest.raises(MedtlError, match=r"r-0 \(retired\)"):
+        found.choose("study", "r-0", candidates=True)
 
 
 def test_an_empty_workspace_has_no_release(tmp_path: Path) -> None:
@@ -75,8 +96,8 @@ def test_a_release_whose_files_are_gone_says_so(tmp_path: Path) -> None:
 def test_a_beginning_that_fits_several_releases_is_refused_and_names_them(tmp_path: Path) -> None:
     found = Register(tmp_path)
     for number, release_id in enumerate(("r-12ab", "r-12cd", "r-12", "r-345")):
-        found.enter(Release(release_id, "study", "validated", ()), made(tmp_path, number))
-    found.enter(Release("r-3477", "other", "validated", ()), made(tmp_path, 9))
+        found.enter(Release(release_id, "study", "validated", ()), made(tmp_path, number), {})
+    found.enter(Release("r-3477", "other", "validated", ()), made(tmp_path, 9), {})
     with pytest.raises(MedtlError, match=r"'r-1' fits several releases: r-12ab \(validated\), r-12cd .*, r-12 "):
         found.choose("study", "r-1", candidates=False)
     for asked, given in (("r-12", "r-12"), ("r-12a", "r-12ab"), ("r-3", "r-345")):

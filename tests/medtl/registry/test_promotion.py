@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medtl.artifacts import Store, write_json
-from medtl.config import GateConfig, PromotionConfig
+from medtl.config import GateConfig, IncumbentConfig, PromotionConfig
 from medtl.errors import ConfigError, MedtlError, TamperedError
-from medtl.records import Evaluation, Release, Score
+from medtl.records import Comparison, Evaluation, Leak, Release, Score
 from medtl.registry.io import Register
-from medtl.registry.promotion import check, status_of
+from medtl.registry.promotion import Beside, check, check_clean, check_incumbent, check_licence, status_of
 
 
 def evaluation(value: float | None, low: float | None) -> Evaluation:
@@ -25,15 +26,42 @@ def gate(**condition: object) -> PromotionConfig:
 
 def test_a_gate_looks_at_the_bound_it_names() -> None:
     found = evaluation(0.95, 0.85)
-    assert status_of(check(found, gate(bound="low", at_least=0.8))) == "validated"
-    assert status_of(check(found, gate(bound="low", at_least=0.9))) == "refused"
-    assert status_of(check(found, gate(bound="value", at_least=0.9))) == "validated"
-    assert status_of(check(found, gate(bound="value", at_least=0.9, at_most=0.94))) == "refused"
-    assert status_of(check(found, PromotionConfig())) == "candidate"
+    assert status_of(check(found, gate(bound="low", at_least=0.8)), True) == "validated"
+    assert status_of(check(found, gate(bound="low", at_least=0.9)), True) == "refused"
+    assert status_of(check(found, gate(bound="value", at_least=0.9)), True) == "validated"
+    assert status_of(check(found, gate(bound="value", at_least=0.9, at_most=0.94)), True) == "refused"
+    assert status_of(check(found, PromotionConfig()), False) == "candidate"
+
+
+def test_without_a_gate_on_a_metric_nothing_is_validated_and_a_leak_still_refuses() -> None:
+    assert status_of([check_clean(())], False) == "candidate"
+    assert status_of([check_clean((Leak("patient", ("train", "test"), 2),))], False) == "refused"
+
+
+@pytest.mark.parametrize(
+    "licence, started, passed",
+    [("Apache-2.0", True, True), ("CC-BY-NC-4.0", True, False), (None, True, False), (None, False, True)],
+)
+def test_weights_whose_licence_is_not_allowed_or_not_known_do_not_pass(
+    licence: str | None, started: bool, passed: bool
+) -> None:
+    assert check_licence(licence, ("Apache-2.0", "BSD-3-Clause"), started).passed is passed
+
+
+@pytest.mark.parametrize(
+    "verdict, passed",
+    [("superior", True), ("non-inferior", True), ("inconclusive", False), ("inferior", False), (None, False)],
+)
+def test_a_candidate_that_may_be_worse_than_the_live_release_does_not_pass(verdict: Any, passed: bool) -> None:
+    score = Score("auroc difference", "macro", 0.0, -0.01, 0.01, 9, 9)
+    beside = Beside("r-1", Comparison("auroc", "candidate", "r-1", score, score, verdict=verdict), "none taught it")
+    assert check_incumbent(beside, IncumbentConfig()).passed is passed
+    assert not check_incumbent(Beside("r-1", None, "classes differ"), IncumbentConfig()).passed
+    assert check_incumbent(None, IncumbentConfig()).passed
 
 
 def test_what_is_not_estimable_does_not_pass() -> None:
-    assert status_of(check(evaluation(0.99, None), gate(bound="low", at_least=0.1))) == "refused"
+    assert status_of(check(evaluation(0.99, None), gate(bound="low", at_least=0.1)), True) == "refused"
 
 
 def test_a_gate_on_an_unknown_metric_is_a_config_error() -> None:
@@ -49,8 +77,8 @@ def test_the_newest_validated_release_is_chosen_and_checked(tmp_path: Path) -> N
     register, store = Register(tmp_path), Store(tmp_path)
     artifacts = [store.make("release", {"n": n}, lambda folder: write_json(folder / "x.json", 1)) for n in range(3)]
     for number, status in enumerate(("validated", "validated", "refused")):
-        assert register.enter(release(number, status), artifacts[number])
-        assert not register.enter(release(number, status), artifacts[number])
+        assert register.enter(release(number, status), artifacts[number], {})
+        assert not register.enter(release(number, status), artifacts[number], {})
     assert register.choose("study", None, candidates=False).release.release_id == "r-1"
     with pytest.raises(MedtlError, match="no validated release of 'other'"):
         register.choose("other", None, candidates=True)

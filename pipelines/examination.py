@@ -1,0 +1,244 @@
+"""What a model's answers are worth beyond its metrics.
+
+::
+
+    val ─▶ calibrate ─▶ Calibrator, ConformalRule ─┐
+    images ─▶ look_inside ─▶ features ─────────────┴─▶ examine ─▶ does 0.8 come true · when should it be silent ·
+                                                                  how strange is a case · for whom is it worse · by what
+                                                                  shortcut could it be right
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medtl.artifacts import code_digest, load_array, read_record, save_array, write_record
+from medtl.audit import AuditedStore
+from medtl.config import Config
+from medtl.records import (
+    PARTS,
+    AbstentionFindings,
+    AnyArray,
+    Artifact,
+    CalibrationFindings,
+    Calibrator,
+    Cohort,
+    ConformalRule,
+    Evaluation,
+    Examination,
+    FloatArray,
+    NoveltyFindings,
+    Part,
+    Plan,
+    Predictions,
+    ShortcutFindings,
+    Split,
+    Study,
+    SubgroupFindings,
+)
+from pipelines.prepared import Prepared, Trained
+
+CALIBRATOR, CONFORMAL = "calibrator.json", "conformal.json"
+_FOUND = {
+    "calibration": CalibrationFindings, "abstention": AbstentionFindings, "novelty": NoveltyFindings,
+    "subgroups": SubgroupFindings, "shortcuts": ShortcutFindings,
+}  # fmt: skip
+
+
+def read_examination(folder: Path) -> Examination:
+    """Read an examination back."""
+    return Examination(**{name: read_record(folder / f"found_{name}.json", kind) for name, kind in _FOUND.items()})
+
+
+def calibrate(config: Config, plan: Artifact, val: Artifact) -> Artifact:
+    """Validation -> the calibrator of a model's probabilities, and when it should not answer."""
+    from medtl.dataset.io import read_plan
+    from medtl.evaluation import abstention, calibration
+    from medtl.evaluation.io import read_predictions
+
+    wanted = config.evaluation
+    inputs = {
+        "val": val.digest,
+        "config": [wanted.calibration.model_dump(mode="json"), wanted.abstention.model_dump(mode="json")],
+        "seed": config.seed,
+        "code": code_digest("evaluation"),
+    }
+
+    def build(folder: Path) -> None:
+        how, answers = read_plan(plan.path), read_predictions(val.path)
+        found = calibration.fit(answers, how.task, how.classes, wanted.calibration, config.seed)
+        write_record(folder / CALIBRATOR, found)
+        rule = abstention.fit(calibration.calibrated(found, answers), how.task, how.classes, wanted.abstention)
+        write_record(folder / CONFORMAL, rule)
+
+    return AuditedStore(config.workspace).make("calibrator", inputs, build)
+
+
+def look_inside(config: Config, checkpoint: Artifact, prepared: Prepared) -> Artifact:
+    """Checkpoint and images -> the features that enter its head, of every part; slices of a volume are averaged."""
+    from medtl.dataset.io import read_pack, read_split
+    from medtl.dataset.loading import EvaluationBatches, rows_of, slices_of
+    from medtl.model import fit, io
+    from medtl.model.predict import look
+    from medtl.studies.io import read_cohort
+
+    inputs = {
+        "checkpoint": checkpoint.digest,
+        "split": prepared.split.digest,
+        "pack": prepared.pack.digest,
+        "batch_size": config.model.batch_size,
+        "code": code_digest("model", "dataset"),
+    }
+
+    def build(folder: Path) -> None:
+        known, split = read_cohort(prepared.cohort.path), read_split(prepared.split.path)
+        images, network = read_pack(prepared.pack.path), io.read_network(checkpoint.path)
+        slices, device = slices_of(images, len(known.studies)), fit.device_of(config.model)
+        place = {study.study_id: row for row, study in enumerate(known.studies)}
+        fit.make_deterministic(config.seed, config.model.threads)
+        for part in PARTS:
+            shown = rows_of([place[study] for study in split.part(part)], slices)
+            batches = EvaluationBatches(images, np.repeat(known.targets, slices, 0), shown, config.model.batch_size)
+            inside = look(network, batches, known.task, device)[1]
+            save_array(folder / f"{part}.npy", inside.reshape(-1, slices, inside.shape[1]).mean(axis=1))
+
+    return AuditedStore(config.workspace).make("features", inputs, build)
+
+
+def apply_calibrator(config: Config, calibrator: Artifact, predictions: Artifact) -> Artifact:
+    """Predictions -> the same with calibrated probabilities."""
+    from medtl.evaluation.calibration import calibrated
+    from medtl.evaluation.io import read_predictions, write_predictions
+
+    inputs = {"predictions": predictions.digest, "calibrator": calibrator.digest, "code": code_digest("evaluation")}
+
+    def build(folder: Path) -> None:
+        fitted = read_record(calibrator.path / CALIBRATOR, Calibrator)
+        write_predictions(folder, calibrated(fitted, read_predictions(predictions.path)))
+
+    return AuditedStore(config.workspace).make("predictions", inputs, build)
+
+
+def examine(config: Config, prepared: Prepared, trained: Trained, inside: Artifact) -> Artifact:
+    """Predictions and features of the test part -> what they are worth, for whom, and what they may rest on."""
+    inputs = {
+        "calibrator": trained.calibrator.digest,
+        "features": inside.digest,
+        "cohort": prepared.cohort.digest,
+        "test": [trained.raw_test.digest, trained.test.digest],
+        "evaluation": trained.evaluation.digest,
+        "config": config.evaluation.model_dump(mode="json"),
+        "seed": config.seed,
+        "code": code_digest("evaluation"),
+    }
+    return AuditedStore(config.workspace).make(
+        "examination", inputs, lambda folder: _examine(config, prepared, trained, inside, folder)
+    )
+
+
+def _examine(config: Config, prepared: Prepared, trained: Trained, inside: Artifact, folder: Path) -> None:
+    from medtl.dataset.io import read_plan, read_split
+    from medtl.evaluation import abstention, calibration, novelty, shortcuts, subgroups
+    from medtl.evaluation.io import read_evaluation, read_predictions, write_novelty
+    from medtl.studies.io import read_cohort
+
+    wanted, seed, plan = config.evaluation, config.seed, read_plan(prepared.plan.path)
+    split, known = read_split(prepared.split.path), read_cohort(prepared.cohort.path)
+    raw, answers = read_predictions(trained.raw_test.path), read_predictions(trained.test.path)
+    points = read_evaluation(trained.evaluation.path).operating_points
+    fitted = read_record(trained.calibrator.path / CALIBRATOR, Calibrator)
+    rule = read_record(trained.calibrator.path / CONFORMAL, ConformalRule)
+    features = {part: load_array(inside.path / f"{part}.npy") for part in PARTS}
+    studies = {part: _studies(known, split, part) for part in PARTS}
+    learned = {part: _part(prepared, known, split, part, features[part], plan) for part in ("train", "test")}
+    strange = novelty.fit(
+        features["train"], learned["train"].targets, _patients(studies["train"]),
+        features["val"], _patients(studies["val"]), wanted.novelty,
+    )  # fmt: skip
+    write_novelty(folder, strange)
+    columns = {"site": [s.site for s in studies["train"]], "scanner": [s.scanner for s in studies["train"]]}
+    groups = subgroups.columns_of(studies["test"], wanted.subgroups.age_edges)
+    common = (plan.task, plan.classes)
+    found = {
+        "calibration": calibration.examine(raw, fitted, plan.classes, wanted, seed),
+        "abstention": abstention.examine(answers, rule, wanted.uncertainty, seed),
+        "novelty": novelty.examine(
+            strange, features["test"], answers.study_ids, answers.patients, {}, wanted.uncertainty, seed
+        ),
+        "subgroups": subgroups.examine(answers, points, *common, groups, wanted, seed),
+        "shortcuts": shortcuts.examine(
+            learned["train"], learned["test"], answers, columns, *common, wanted.uncertainty, seed
+        ),
+    }
+    for name, record in found.items():
+        write_record(folder / f"found_{name}.json", record)
+
+
+def _studies(known: Cohort, split: Split, part: Part) -> list[Study]:
+    by_id = {study.study_id: study for study in known.studies}
+    return [by_id[study] for study in split.part(part)]
+
+
+def _targets(known: Cohort, split: Split, part: Part) -> FloatArray:
+    place = {study.study_id: row for row, study in enumerate(known.studies)}
+    return known.targets[[place[study] for study in split.part(part)]]
+
+
+def _patients(studies: list[Study]) -> list[str]:
+    return [study.patient for study in studies]
+
+
+def _part(prepared: Prepared, known: Cohort, split: Split, part: Part, features: FloatArray, plan: Plan) -> Any:
+    """Lay out what the questions about shortcuts look at; the properties of volumes are not asked."""
+    from medtl.dataset.io import read_pack
+    from medtl.evaluation import shortcuts
+    from medtl.scans.intake import read_scans
+
+    studies, properties = _studies(known, split, part), None
+    if plan.volumes is None:
+        place = {study.study_id: row for row, study in enumerate(known.studies)}
+        shapes = {scan.scan_id: (scan.shape[0], scan.shape[1]) for scan in read_scans(prepared.scans.path)}
+        rows = [place[study.study_id] for study in studies]
+        pixels: AnyArray = read_pack(prepared.pack.path)
+        properties = shortcuts.image_properties(pixels[rows], [shapes[study.scan_id] for study in studies])
+    ids, patients = tuple(study.study_id for study in studies), tuple(_patients(studies))
+    return shortcuts.Part(ids, patients, _targets(known, split, part), properties, features)
+
+
+UNSURE, STRANGE = "unsure", "unlike training"
+
+
+def weigh(
+    folder: Path, probabilities: FloatArray, features: FloatArray, evaluation: Evaluation
+) -> tuple[FloatArray, tuple[tuple[str, ...], ...]]:
+    """Calibrate new answers as a release says, and say for each study why a person should look.
+
+    Args:
+        folder: of the release.
+        probabilities: (n, classes), as the network gives them.
+        features: (n, d), that enter its head.
+
+    Returns:
+        Calibrated probabilities, and for each study ``unsure`` (more than one answer remains open, or another than the
+        decision) or ``unlike training``, both or none.
+    """
+    from medtl.evaluation import abstention, novelty, threshold
+    from medtl.evaluation.calibration import apply
+    from medtl.evaluation.io import read_novelty
+
+    told = apply(read_record(folder / CALIBRATOR, Calibrator), probabilities)
+    rule, distance = read_record(folder / CONFORMAL, ConformalRule), read_novelty(folder)
+    names = tuple(str(number) for number in range(len(told)))
+    new = Predictions("new", names, names, np.full_like(told, np.nan), told)
+    called = threshold.decide(new, evaluation.task, evaluation.operating_points)
+    answers = called.astype(int) if evaluation.task == "multilabel" else called.argmax(axis=1)[:, None]
+    sure = np.all(abstention.answered(abstention.prediction_sets(rule, told), answers), axis=1, keepdims=True)
+    strange = novelty.flagged(distance, novelty.novelty(distance, features)) == 1
+    doubts = []
+    for row in range(len(told)):
+        unsure = [UNSURE] if rule.method != "none" and not sure[row, 0] else []
+        doubts.append((*unsure, *([STRANGE] if strange[row] else [])))
+    return told, tuple(doubts)

@@ -1,0 +1,31 @@
+"""What flows hand from step to step: artifacts that belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medtl.records import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The artifacts that every model of a run shares."""
+
+    scans: Artifact
+    cohort: Artifact
+    split: Artifact
+    plan: Artifact
+    pack: Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The artifacts of one trained and measured model."""
+
+    checkpoint: Artifact
+    calibrator: Artifact
+    raw_test: Artifact  # predictions before the calibrator had its say
+    val: Artifact
+    test: Artifact
+    evaluation: Artifact
+    examination: Artifact | None = None  # of the model that may become a release
