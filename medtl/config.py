@@ -288,10 +288,19 @@ class TransformsConfig(Section):
     contrast: float = Field(0.1, ge=0, lt=1)
 
 
+class FoldsConfig(Section):
+    """How `medtl crossval` divides a cohort (medtl/dataset/folds.py)."""
+
+    by: Literal["patient", "site"] = Field("patient", description="site: each site is left out once")
+    count: int = Field(5, ge=2, le=50, description="folds, by patient")
+    repeats: int = Field(1, ge=1, le=100, description="times that patients are dealt out anew")
+
+
 class DatasetConfig(Section):
     """Cohort to arrays (medtl/dataset)."""
 
     split: SplitConfig = SplitConfig()
+    folds: FoldsConfig = FoldsConfig()
     plan: PlanConfig = PlanConfig()
     transforms: TransformsConfig = TransformsConfig()
 

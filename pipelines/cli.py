@@ -183,6 +183,24 @@ def evaluate(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> N
 
 
 @app.command(group=_RUNS)
+def crossval(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
+    """Cross-validate by patient, or leave out one site at a time (dataset.folds); pool the folds with intervals.
+
+    A split that came with the data is not used. Folds share one pass through the frozen layers. What comes out says how
+    well this way of training does; it makes no release.
+    """
+    summary = _flow(load(config, set_), "crossval")
+    rows = [(f"mean over folds: {name}", *values) for name, *values in _metric_rows(summary)]
+    for one in summary["folds"]:
+        again = f", repeat {one['repeat'] + 1}" if one["repeat"] else ""
+        name = f"{'without ' if summary['by'] == 'site' else 'fold '}{one['fold']}{again}: auroc"
+        rows.append((name, number(one["values"].get("auroc")), "", ""))
+    show_table(summary, json_, "Folds, 95 % intervals over patients", _METRIC_COLUMNS, rows)
+    if not json_:
+        print(f"report  {summary['report']}")
+
+
+@app.command(group=_RUNS)
 def report(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
     """Write the report (running whatever it still lacks) and name it."""
     settings = load(config, set_)

@@ -45,6 +45,7 @@ from medtl.records import (
     Predictions,
     Release,
     Scan,
+    Split,
 )
 from pipelines import training
 from pipelines.examination import read_examination
@@ -274,7 +275,7 @@ def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
         "cohort": cohort.digest,
         "fingerprints": artifact.digest,
         "config": _settings(settings, "pretraining_hashes"),
-        "pretraining": file_digest(settings.pretraining_hashes) if settings.pretraining_hashes else None,
+        "pretraining": _listed_digest(config),
         "seed": config.seed,
         "code": code_digest("dataset"),
     }
@@ -289,9 +290,51 @@ def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
         write_record(folder / PROOF, proof)
 
     made = _make(config, "split", inputs, build)
+    _enter(config, io.read_split(made.path).exclusions)
     for leak in io.read_split(made.path).leaks:
         log.warning("THE SPLIT LEAKS (allow_leaky_split): %s", leaks.in_words((leak,)))
     return made
+
+
+def split_into_folds(config: Config, cohort: Artifact) -> list[tuple[str, int, Artifact]]:
+    """Cohort -> the folds of the design that the config asks for: name, repeat, split with its proof."""
+    from medtl.dataset import folds, io, leaks
+    from medtl.studies.io import read_cohort
+
+    known = read_cohort(cohort.path)
+    artifact, prints = _fingerprints_of(config, known)
+    listed, workers = _listed(config), config.scans.workers
+    near = leaks.near_pairs(known, prints, workers)
+    pretrained = leaks.overlap(known, prints, listed) if listed is not None else frozenset()
+    found = []
+    for one in folds.fold_splits(
+        known, config.dataset.folds, config.dataset.split, config.seed, near.pairs, pretrained
+    ):
+        inputs = {
+            "cohort": cohort.digest,
+            "fingerprints": artifact.digest,
+            "fold": [one.name, one.repeat],
+            "config": [_settings(config.dataset.folds), _settings(config.dataset.split, "pretraining_hashes")],
+            "pretraining": _listed_digest(config),
+            "seed": config.seed,
+            "code": code_digest("dataset"),
+        }
+
+        def build(folder: Path, split: Split = one.split) -> None:
+            proof = leaks.prove_clean(known, split, prints, listed, near, workers)
+            leaks.require_clean(proof, split)
+            io.write_split(folder, split)
+            write_record(folder / PROOF, proof)
+
+        made = _make(config, "split", inputs, build)
+        _enter(config, one.split.exclusions)
+        found.append((one.name, one.repeat, made))
+    return found
+
+
+def _listed_digest(config: Config) -> str | None:
+    hashes = config.dataset.split.pretraining_hashes
+    return file_digest(hashes) if hashes is not None else None
 
 
 def prove_again(config: Config, cohort: Artifact, split: Artifact) -> CleanProof:
@@ -350,7 +393,11 @@ def pack_images(config: Config, scans: Artifact, cohort: Artifact, plan: Artifac
     from medtl.scans.segments import PixelStore
     from medtl.studies.io import read_cohort
 
-    inputs = {"scans": scans.digest, "cohort": cohort.digest, "plan": plan.digest, "code": code_digest("dataset")}
+    decided = {
+        name: value for name, value in asdict(io.read_plan(plan.path)).items() if name not in ("facts", "reasons")
+    }
+    # by what was decided, not by what was measured: folds whose plans agree share one array
+    inputs = {"scans": scans.digest, "cohort": cohort.digest, "plan": decided, "code": code_digest("dataset")}
 
     def build(folder: Path) -> None:
         known = read_cohort(cohort.path)
@@ -374,9 +421,18 @@ def pack_images(config: Config, scans: Artifact, cohort: Artifact, plan: Artifac
 
 
 def fit_in_phases(
-    config: Config, cohort: Artifact, split: Artifact, plan: Artifact, pack: Artifact, scratch: bool = False
+    config: Config,
+    cohort: Artifact,
+    split: Artifact,
+    plan: Artifact,
+    pack: Artifact,
+    scratch: bool = False,
+    shared: bool = False,
 ) -> Artifact:
-    """Pack -> checkpoint, phase by phase; goes on where an interrupted run was."""
+    """Pack -> checkpoint, phase by phase; goes on where an interrupted run was.
+
+    ``shared`` keeps the frozen layers' activations of the whole cohort, for other folds.
+    """
     from medtl.model import fit, io
     from medtl.model.cache import choose_numbers
     from medtl.model.vault import Vault, resolve_weights
@@ -412,6 +468,7 @@ def fit_in_phases(
         "precision": precision,
         "numbers": choose_numbers(model.cache, precision),
         "threads": threads,
+        "shared": shared,
         "code": training.code_of_training(),
         "libraries": training.versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
     }  # fmt: skip
@@ -419,7 +476,16 @@ def fit_in_phases(
     saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
     label = "training from scratch" if scratch else "training"
     job = training.Job(
-        settings, cohort.path, split.path, plan.path, pack.path, pack.digest, saver.path.parent, label, threads
+        settings,
+        cohort.path,
+        split.path,
+        plan.path,
+        pack.path,
+        pack.digest,
+        saver.path.parent,
+        label,
+        threads,
+        shared,
     )
     if saver.path.exists() and store.find("checkpoint", inputs) is None:
         log.warning("an interrupted training was found; going on from where it was last saved")

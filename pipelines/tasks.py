@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from pipelines import apply, contenders, examination, incumbent, steps
+from pipelines import apply, contenders, examination, incumbent, pooling, steps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,6 +66,7 @@ fetch_scans = _task(steps.fetch_scans)
 ingest_scans = _task(steps.ingest_scans)
 build_cohort = _task(steps.build_cohort)
 split_by_patient = _task(steps.split_by_patient)
+split_into_folds = _task(steps.split_into_folds)
 make_plan = _task(steps.make_plan)
 pack_images = _task(steps.pack_images)
 fit_in_phases = _task(steps.fit_in_phases)
@@ -75,6 +76,8 @@ apply_calibrator = _task(examination.apply_calibrator)
 evaluate = _task(steps.evaluate)
 look_inside = _task(examination.look_inside)
 examine = _task(examination.examine)
+pool_folds = _task(pooling.pool_folds)
+write_folds = _task(pooling.write_folds)
 compare = _task(steps.compare)
 compare_with_live = _task(incumbent.compare_with_live)
 make_release = _task(steps.make_release)

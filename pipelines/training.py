@@ -47,6 +47,7 @@ class Job:
     unfinished: Path  # folder where progress is kept
     label: str
     threads: int
+    shared: bool = False  # keep the frozen layers' activations of the whole cohort, for other folds
 
 
 def train(job: Job, folder: Path) -> None:
@@ -71,7 +72,7 @@ def train_here(job: Job, folder: Path) -> None:
         log.info("weights of %s: %s, %.1f %% of the trunk", model.backbone, report.source, 100 * report.share)
     device = fit.device_of(model)
     network = parallel.prepare(network, model.schedule, device)
-    material = material_for(config, cohort, split, read_pack(job.pack), job.pack_digest)
+    material = material_for(config, cohort, split, read_pack(job.pack), job.pack_digest, job.shared)
     store = activations_of(config)
     units: list[float] = []
     if parallel.rank() == 0:
@@ -116,8 +117,13 @@ def network_for(config: Config, cohort: Cohort, plan: Plan) -> tuple[StagedNetwo
     )  # fmt: skip
 
 
-def material_for(config: Config, cohort: Cohort, split: Split, images: Any, pack_digest: str) -> Material:
+def material_for(
+    config: Config, cohort: Cohort, split: Split, images: Any, pack_digest: str, shared: bool = False
+) -> Material:
     """Bring together what is learned from and what it is judged on; never the test part.
+
+    ``shared`` has the frozen layers pass over the whole cohort once, whatever part an image is in: what they hand on
+    does not depend on labels, and nothing is learned from it but by the rows of training.
 
     Slices of volumes are learned from one by one, each with its study's target and patient. The judge lets them vote.
     """
@@ -147,7 +153,8 @@ def material_for(config: Config, cohort: Cohort, split: Split, images: Any, pack
         )  # fmt: skip
 
     groups = [patient[s] for s in split.train for _ in range(slices)]
-    return Material(train, val, cohort.task, groups, name, judge)
+    pool = range(len(images)) if shared else None
+    return Material(train, val, cohort.task, groups, name, judge, pool)
 
 
 def activations_of(config: Config) -> Any:
@@ -178,7 +185,7 @@ def _in_processes(job: Job, folder: Path) -> None:
         "config": job.config.model_dump(mode="json"),
         **{name: str(getattr(job, name)) for name in ("cohort", "split", "plan", "pack", "unfinished")},
         "pack_digest": job.pack_digest, "label": job.label, "threads": job.threads, "folder": str(folder),
-        "started_by": os.getpid(),
+        "shared": job.shared, "started_by": os.getpid(),
     }  # fmt: skip
     path = job.unfinished / "job.json"
     write_bytes(path, json.dumps(said).encode())

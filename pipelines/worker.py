@@ -37,7 +37,10 @@ def main(path: Path) -> int:
     threading.Thread(target=_end_with, args=(said["started_by"],), daemon=True).start()
     folders = {name: Path(said[name]) for name in ("cohort", "split", "plan", "pack", "unfinished")}
     config = Config.model_validate(said["config"])
-    job = Job(config=config, **folders, pack_digest=said["pack_digest"], label=said["label"], threads=said["threads"])
+    job = Job(
+        config=config, **folders, pack_digest=said["pack_digest"], label=said["label"], threads=said["threads"],
+        shared=said["shared"],
+    )  # fmt: skip
     first = os.environ.get("RANK") == "0"
     logging.basicConfig(
         level=logging.INFO if first else logging.WARNING, format="medtl: %(message)s", stream=sys.stderr

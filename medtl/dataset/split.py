@@ -13,12 +13,14 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from typing import TypeVar
 
 from medtl.config import SplitConfig
 from medtl.dataset.leaks import Leaks, Pairs, crossings, in_words, links_of
 from medtl.errors import SplitError
 from medtl.records import PARTS, Cohort, Exclusion, Part, Split, Study
 
+Name = TypeVar("Name", bound=str)
 _PRECIOUS: Mapping[Part, int] = {"train": 0, "val": 1, "test": 2}
 
 
@@ -48,7 +50,7 @@ def split_cohort(
         groups = groups_of(cohort.studies, near)
         shares: dict[Part, float] = {"val": config.val, "test": config.test}
         learned = {groups[study_id] for study_id in pretrained}
-        return _checked(cohort, _as_split(_deal(cohort.studies, groups, shares, seed, learned), groups))
+        return checked(cohort, as_split(_deal(cohort.studies, groups, shares, seed, learned), groups))
     kept, exclusions = _without_copies(cohort.studies)
     groups = groups_of(kept, near)
     parts = {study.study_id: study.part for study in kept if study.part is not None}
@@ -62,7 +64,7 @@ def split_cohort(
         learned = {groups[study.study_id] for study in training if study.study_id in pretrained}
         parts |= _deal(training, groups, lacking, seed, learned)
     leaks = crossings(kept, parts, near, pretrained)
-    return _checked(cohort, replace(_as_split(parts, groups, leaks), predefined=True, exclusions=exclusions))
+    return checked(cohort, replace(as_split(parts, groups, leaks), predefined=True, exclusions=exclusions))
 
 
 def groups_of(studies: Sequence[Study], near: Pairs = ()) -> dict[str, str]:
@@ -98,14 +100,23 @@ def _refusal(leaks: Leaks) -> str:
     )
 
 
-def _deal(
+def deal(
     studies: Sequence[Study],
     groups: Mapping[str, str],
-    shares: Mapping[Part, float],
+    shares: Mapping[Name, float],
     seed: int,
-    learned: Collection[str] = (),
-) -> dict[str, Part]:
-    """Deal groups out to parts; those that the weights have ``learned`` stay in training."""
+    fixed: Mapping[str, Name] | None = None,
+) -> dict[str, Name]:
+    """Deal groups out, stratified by the classes they hold, each to whoever is furthest below the wanted share.
+
+    Args:
+        groups: study to group.
+        shares: name of a part or fold to its share of the studies; they sum to 1.
+        fixed: group to where it must go.
+
+    Returns:
+        Study to name.
+    """
     members: dict[str, list[Study]] = defaultdict(list)
     for study in studies:
         members[groups[study.study_id]].append(study)
@@ -113,9 +124,9 @@ def _deal(
     for group, own in members.items():
         present = {i for study in own for i, t in enumerate(study.target) if t}
         strata[tuple(sorted(present))].append(group)
-    full = {**shares, "train": 1.0 - sum(shares.values())}
+    fixed = fixed or {}
     overall: Counter[str] = Counter()
-    parts: dict[str, Part] = {}
+    parts: dict[str, Name] = {}
     for stratum in sorted(strata):
         here: Counter[str] = Counter()
         for group in sorted(strata[stratum], key=lambda name: sha256(f"{seed}/{name}".encode()).digest()):
@@ -124,16 +135,28 @@ def _deal(
             wanted_overall = sum(overall.values()) + size
 
             def shortfall(
-                part: str, w: int = wanted, o: int = wanted_overall, here: Counter[str] = here
+                part: Name, w: int = wanted, o: int = wanted_overall, here: Counter[str] = here
             ) -> tuple[float, float]:
-                share = full[part]  # type: ignore[index]
+                share = shares[part]
                 return share * w - here[part] + share * o - overall[part], share
 
-            chosen: Part = "train" if group in learned else max(full, key=shortfall)
+            chosen = fixed.get(group) or max(shares, key=shortfall)
             here[chosen] += size
             overall[chosen] += size
             parts |= dict.fromkeys((study.study_id for study in members[group]), chosen)
     return parts
+
+
+def _deal(
+    studies: Sequence[Study],
+    groups: Mapping[str, str],
+    shares: Mapping[Part, float],
+    seed: int,
+    learned: Collection[str] = (),
+) -> dict[str, Part]:
+    """Deal groups out to parts; those that the weights have ``learned`` stay in training."""
+    full: dict[Part, float] = {**shares, "train": 1.0 - sum(shares.values())}
+    return deal(studies, groups, full, seed, dict.fromkeys(learned, "train"))
 
 
 def _without_copies(studies: Sequence[Study]) -> tuple[list[Study], tuple[Exclusion, ...]]:
@@ -152,12 +175,18 @@ def _without_copies(studies: Sequence[Study]) -> tuple[list[Study], tuple[Exclus
     return kept, tuple(exclusions)
 
 
-def _as_split(parts: Mapping[str, Part], groups: Mapping[str, str], leaks: Leaks = ()) -> Split:
+def as_split(parts: Mapping[str, Part], groups: Mapping[str, str], leaks: Leaks = ()) -> Split:
+    """Lay out who is in which part."""
     train, val, test = (tuple(sorted(s for s, part in parts.items() if part == name)) for name in PARTS)
     return Split(train, val, test, groups=dict(sorted(groups.items())), predefined=False, leaks=leaks)
 
 
-def _checked(cohort: Cohort, split: Split) -> Split:
+def checked(cohort: Cohort, split: Split) -> Split:
+    """Give a split that one can learn from.
+
+    Raises:
+        SplitError: a part is empty, or training lacks a class.
+    """
     targets = {study.study_id: study.target for study in cohort.studies}
     for part in PARTS:
         if not split.part(part):

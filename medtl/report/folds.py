@@ -1,0 +1,91 @@
+"""Folds on one page: the pooled figures with intervals over patients, and what each fold gave."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from medtl.records import Evaluation, FoldScores, Score
+from medtl.report.figures import COLOURS, INK, STYLE, as_svg, drawable
+from medtl.report.page import as_data, environment
+from medtl.report.tables import Table
+from medtl.report.words import interval, metric_name, number
+
+_SHOWN = ("auroc", "average_precision", "balanced_accuracy", "sensitivity", "specificity", "brier")
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """What the folds were made of."""
+
+    by: str  # patient or site
+    title: str
+    backbone: str
+    weights: str
+    studies: int
+    patients: int
+    patients_known: bool
+    limits: Sequence[str] = ()
+
+
+def render(evaluation: Evaluation, design: Design) -> str:
+    """Write the page; the same evaluation gives the same text."""
+    templates = environment()
+    style = templates.get_template("page.css").render()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    svg = strip(evaluation)
+    return templates.get_template("folds.html.jinja").render(
+        design=design,
+        evaluation=evaluation,
+        style=Markup(style),  # noqa: S704  our own file, without a variable in it
+        policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'",
+        pooled=_pooled(evaluation),
+        folds=_folds(evaluation, design),
+        figure=None if svg is None else as_data(svg),
+    )
+
+
+def strip(evaluation: Evaluation) -> str | None:
+    """Draw the AUROC of each fold beside the pooled one; ``None`` where none is estimable."""
+    folds = [(one, value) for one in evaluation.folds if (value := one.values.get("auroc")) is not None]
+    if not folds:
+        return None
+    score = evaluation.score("auroc")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 0.9 + 0.26 * len(folds)), layout="constrained")
+        axes = figure.subplots()
+        if score.low is not None and score.high is not None:
+            axes.axvspan(score.low, score.high, color=COLOURS[0], alpha=0.15, lw=0)
+        if score.value is not None:
+            axes.axvline(score.value, color=COLOURS[0], lw=1.6)
+        for place, (_, value) in enumerate(reversed(folds)):
+            axes.plot([value], [place], "o", ms=6, color=INK)
+        axes.set(xlabel="AUROC", ylim=(-0.7, len(folds) - 0.3))
+        axes.set_yticks(range(len(folds)), [drawable(_name(one)) for one, _ in reversed(folds)])
+        return as_svg(figure)
+
+
+def _name(one: FoldScores) -> str:
+    return one.fold if not one.repeat else f"{one.fold}, repeat {one.repeat + 1}"
+
+
+def _pooled(evaluation: Evaluation) -> Table:
+    scores: list[Score] = [evaluation.metrics[name] for name in evaluation.metrics]
+    rows = tuple((metric_name(one.metric), number(one.value), interval(one), one.note) for one in scores)
+    return Table("Mean over folds", ("Metric", "Value", "Interval", "Remark"), rows, frozenset({1, 2}))
+
+
+def _folds(evaluation: Evaluation, design: Design) -> Table:
+    what = "Site left out" if design.by == "site" else "Fold"
+    head = (what, "Studies", "Patients", *(metric_name(name) for name in _SHOWN))
+    rows = tuple(
+        (_name(one), f"{one.n:,}", f"{one.patients:,}", *(number(one.values.get(name)) for name in _SHOWN))
+        for one in evaluation.folds
+    )
+    return Table("What each fold's test part gave", head, rows, frozenset(range(1, len(head))))

@@ -1,0 +1,35 @@
+"""A cohort in folds: each fold tested by a model that saw nobody of it, pooled with intervals over patients.
+
+By patient or by site, as ``dataset.folds`` says. Folds whose plans agree share one array and one pass through the frozen
+layers. No model of a fold becomes a release: what they say is about the way of training.
+"""
+
+import time
+from typing import Any
+
+from prefect import flow
+
+from medtl.config import Config
+from pipelines import pooling, tasks
+from pipelines.evaluate import measured
+from pipelines.prepared import Prepared
+from pipelines.trail import recorded
+
+
+@flow(name="crossval")
+@recorded
+async def crossval(config: Config) -> dict[str, Any]:
+    """Train and test every fold, pool, write one page."""
+    started = time.perf_counter()
+    scans = await tasks.ingest_scans(config)
+    cohort = await tasks.build_cohort(config, scans)
+    found = []
+    for name, repeat, split in await tasks.split_into_folds(config, cohort):
+        plan = await tasks.make_plan(config, scans, cohort, split)
+        pack = await tasks.pack_images(config, scans, cohort, plan)
+        prepared = Prepared(scans, cohort, split, plan, pack)
+        checkpoint = await tasks.fit_in_phases(config, cohort, split, plan, pack, False, True)
+        found.append(pooling.Tested(name, repeat, await measured(config, prepared, split, checkpoint, "fold")))
+    pooled = await tasks.pool_folds(config, cohort, found)
+    page, figures = await tasks.write_folds(config, cohort, pooled, found)
+    return {**figures, "report": str(page), "seconds": round(time.perf_counter() - started, 2)}

@@ -1,0 +1,84 @@
+"""Folds into one evaluation and one page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from medtl.artifacts import Store, code_digest, storage_errors, write_bytes, write_json
+from medtl.audit import AuditedStore, AuditLog
+from medtl.config import Config
+from medtl.records import Artifact
+from pipelines.prepared import Trained
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """One fold's model on the patients it never saw."""
+
+    name: str
+    repeat: int
+    trained: Trained
+
+
+def pool_folds(config: Config, cohort: Artifact, found: list[Tested]) -> Artifact:
+    """Folds -> one evaluation with intervals over patients."""
+    from medtl.evaluation import io, pooling
+    from medtl.studies.io import read_cohort
+
+    inputs = {
+        "folds": [[one.name, one.repeat, one.trained.test.digest, one.trained.evaluation.digest] for one in found],
+        "config": config.evaluation.model_dump(mode="json"),
+        "seed": config.seed,
+        "code": code_digest("evaluation"),
+    }
+
+    def build(folder: Path) -> None:
+        known = read_cohort(cohort.path)
+        folds = [
+            pooling.Fold(
+                one.name,
+                io.read_predictions(one.trained.test.path),
+                io.read_evaluation(one.trained.evaluation.path).operating_points,
+                one.repeat,
+            )
+            for one in found
+        ]
+        io.write_evaluation(folder, pooling.pool(folds, known.task, known.classes, config.evaluation, config.seed))
+
+    return AuditedStore(config.workspace).make("evaluation", inputs, build)
+
+
+def write_folds(config: Config, cohort: Artifact, pooled: Artifact, found: list[Tested]) -> tuple[Path, dict[str, Any]]:
+    """Write the page about the folds, and its figures for machines beside it."""
+    from medtl.evaluation.io import read_evaluation
+    from medtl.report.folds import Design, render
+    from medtl.studies.io import read_cohort
+
+    evaluation, known = read_evaluation(pooled.path), read_cohort(cohort.path)
+    design = Design(
+        by=config.dataset.folds.by,
+        title=config.report.title or config.name,
+        backbone=config.model.backbone,
+        weights=Path(config.model.weights).name,
+        studies=len(known.studies),
+        patients=len({study.patient for study in known.studies}),
+        patients_known=known.patients_known,
+        limits=config.report.limits,
+    )
+    figures = {
+        "name": config.name,
+        "metrics": {name: asdict(score) for name, score in evaluation.metrics.items()},
+        "folds": [asdict(one) for one in evaluation.folds],
+        "by": config.dataset.folds.by,
+        "artifact": pooled.digest,
+    }
+    folder = Store(config.workspace).workspace / "reports"
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+    path = folder / f"{config.name}-folds-{pooled.digest[:12]}.html"
+    write_bytes(path, render(evaluation, design).encode())
+    write_json(path.with_suffix(".json"), figures)
+    AuditLog(config.workspace).note_files("report.published", pooled.digest, [path, path.with_suffix(".json")])
+    return path, figures
