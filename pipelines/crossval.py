@@ -1,7 +1,7 @@
 """A cohort in folds: each fold tested by a model that saw nobody of it, pooled with intervals over patients.
 
-By patient or by site, as ``dataset.folds`` says. Folds whose plans agree share one array and one pass through the frozen
-layers. No model of a fold becomes a release: what they say is about the way of training.
+By patient or by site, as ``dataset.folds`` says. Folds whose plans agree share one array and one pass through the
+frozen layers. No model of a fold becomes a release: what they say is about the way of training.
 """
 
 import time

@@ -122,6 +122,56 @@ def registry_rollback(
     show_table(value, json_, f"Rolled back '{name}'", ("live", "validated, no longer live"), [(before, live)])
 
 
+@registry.command(name="export")
+def registry_export(
+    release: ReleaseId,
+    out: Annotated[Path, Parameter(help="zip to write")],
+    *,
+    workspace: Workspace = _DEFAULT,
+    json_: Json = False,
+) -> None:
+    """Write a release as one zip that `medtl registry import` takes in elsewhere; the same bytes each time."""
+    from medtl.registry import parcel
+    from medtl.registry.io import Register
+
+    register = Register(workspace)
+    entry = register.called(release)
+    sha256 = parcel.pack(register.open(entry), out)
+    register.trail.append("release.exported", entry.release.release_id, details={"sha256": sha256})
+    value = {"release": entry.release.release_id, "file": str(out), "sha256": sha256}
+    show_table(value, json_, "Exported", tuple(value), [tuple(value.values())])
+
+
+@registry.command(name="import")
+def registry_import(
+    file: Annotated[Path, Parameter(help="zip that `medtl registry export` wrote")],
+    *,
+    by: By,
+    role: Role,
+    reason: Reason,
+    workspace: Workspace = _DEFAULT,
+    json_: Json = False,
+) -> None:
+    """Take a release in that was made elsewhere. It is validated here if it passed its gate there; never approved."""
+    from medtl.artifacts import file_digest, read_record
+    from medtl.audit import AuditedStore
+    from medtl.records import Release
+    from medtl.registry import parcel
+    from medtl.registry.io import RELEASE, Register
+
+    word = asdict(_word(by, role, reason))
+    artifact = parcel.unpack(file, AuditedStore(workspace))
+    release, register = read_record(artifact.path / RELEASE, Release), Register(workspace)
+    sha256 = file_digest(file)
+    register.trail.append(
+        "release.imported", release.release_id, details={**word, "name": release.name, "sha256": sha256}
+    )
+    observed = [{"condition": c.condition, "observed": c.observed, "passed": c.passed} for c in release.checks]
+    new = register.enter(release, artifact, {"gate": observed, "imported": sha256})
+    value = {"release": release.release_id, "name": release.name, "status": release.status, "new": new}
+    show_table(value, json_, "Imported", tuple(value), [tuple(value.values())])
+
+
 def _step(
     register: Register, release: str, to: Literal["validated", "approved", "live", "retired"], word: Word, json_: bool
 ) -> None:

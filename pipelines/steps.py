@@ -658,9 +658,12 @@ def make_release(
     config: Config, prepared: Prepared, trained: Trained, beside: Beside | None = None
 ) -> tuple[Artifact, Release]:
     """Checkpoint and evaluation -> release, entered in the register as the gate decides."""
+    from medtl.dataset.io import read_plan
     from medtl.evaluation.io import read_evaluation
-    from medtl.registry import promotion
+    from medtl.model.io import read_checkpoint
+    from medtl.registry import parcel, promotion
     from medtl.registry.io import RELEASE, Register
+    from medtl.report.card import card
 
     evaluation = read_evaluation(trained.evaluation.path)
     checks = _checks(config, prepared, trained, evaluation, beside)
@@ -672,6 +675,8 @@ def make_release(
         "calibrator": trained.calibrator.digest,
         "examination": trained.examination.digest if trained.examination else None,
         "gate": [_settings(config.registry.promotion), [asdict(check) for check in checks]],
+        "report": _settings(config.report),
+        "code": code_digest("registry", "report"),
     }
     release = Release(
         release_id=f"r-{digest_of(inputs)[:12]}",
@@ -688,6 +693,14 @@ def make_release(
                 if path.name != "manifest.json":
                     (folder / path.name).write_bytes(path.read_bytes())
         write_record(folder / RELEASE, release)
+        told = card(
+            config.report.title or config.name, config.report.intended_use, config.report.limits,
+            read_plan(prepared.plan.path), read_checkpoint(trained.checkpoint.path), evaluation, checks,
+            release.provenance,
+        )  # fmt: skip
+        write_bytes(folder / parcel.CARD, told.encode())
+        write_json(folder / parcel.SBOM, parcel.bill_of_materials())
+        parcel.write_sums(folder)
 
     artifact = _make(config, "release", inputs, build)
     observed = [{"condition": c.condition, "observed": c.observed, "passed": c.passed} for c in checks]

@@ -200,3 +200,23 @@ def test_a_result_is_discarded_by_somebodys_word_and_a_serving_release_is_not(
     code, _, why = medtl(capsys, "audit", "discard", release, *WORD, *here)
     assert code == 1 and "Retire it first" in why and release.exists()
     assert medtl(capsys, "audit", "discard", workspace / "registry", *WORD, *here)[0] == 2
+
+
+def test_a_release_travels_to_another_workspace_and_starts_there_as_validated(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = medtl(capsys, "registry", "list", "--workspace", workspace)[1][0]["release"]
+    assert medtl(capsys, "registry", "promote", release, "--to", "approved", *WORD, "--workspace", workspace)[0] == 0
+    assert medtl(capsys, "registry", "export", release, tmp_path / "r.zip", "--workspace", workspace)[0] == 0
+    there = ["--workspace", tmp_path / "there"]
+    assert medtl(capsys, "registry", "import", tmp_path / "r.zip", *there)[0] == 2
+    code, taken, why = medtl(capsys, "registry", "import", tmp_path / "r.zip", *WORD, *there)
+    assert code == 0, why
+    assert taken == {"release": release, "name": "tiny", "status": "validated", "new": True}
+    assert medtl(capsys, "audit", "verify", *there)[0] == 0
+    (imported,) = (e for e in AuditLog(tmp_path / "there").events() if e["action"] == "release.imported")
+    assert imported["details"]["by"] == "A. Auditor"
+    shown = medtl(capsys, "registry", "show", release, *there)[1]
+    folder = Path(shown["folder"])
+    assert {"card.md", "sbom.cdx.json", "SHA256SUMS", "calibrator.json"} <= {path.name for path in folder.iterdir()}
+    assert "Not a medical device" in (folder / "card.md").read_text()

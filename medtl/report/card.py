@@ -1,0 +1,86 @@
+"""A model's card: what it is, for whom, how good, on what evidence, and where not to use it; one page of Markdown.
+
+Source: Mitchell et al., Model Cards for Model Reporting, FAT* 2019; the sections are theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medtl.records import Checkpoint, Evaluation, GateCheck, Plan
+from medtl.report.words import DASH, interval, metric_name, number
+
+_NOT_SAID = "Not stated."
+_STEERING = str.maketrans({"\n": " ", "\r": " ", "|": "/", "<": "‹", ">": "›", "`": "'"})  # of text that others wrote
+
+
+def card(
+    name: str,
+    intended_use: str | None,
+    limits: Sequence[str],
+    plan: Plan,
+    checkpoint: Checkpoint,
+    evaluation: Evaluation,
+    checks: Sequence[GateCheck],
+    provenance: Mapping[str, Any],
+) -> str:
+    """Write the card; the same facts give the same text."""
+    weights = checkpoint.weights
+    size = " x ".join(map(str, plan.size))
+    source = (
+        "none, from scratch"
+        if weights.sha256 is None
+        else f"{weights.source} ({weights.licence or 'licence not known'})"
+    )
+    kept = next((phase.name for phase in checkpoint.phases if phase.kept), DASH)
+    lines = [
+        f"# {_plain(name)}",
+        "",
+        "Not a medical device. A qualified person takes every decision.",
+        "",
+        "## What it is",
+        "",
+        f"- Task: {plan.task}, classes {', '.join(map(_plain, plan.classes))}",
+        f"- Network: {checkpoint.backbone}, {checkpoint.parameters:,} parameters; kept phase: {_plain(kept)}",
+        f"- Start weights: {_plain(source)}",
+        f"- Input: {size} pixels, {plan.channels} channels" + (f", {plan.volumes}" if plan.volumes else ""),
+        "",
+        "## For whom",
+        "",
+        _plain(intended_use or _NOT_SAID),
+        "",
+        "## How good",
+        "",
+        f"{evaluation.n:,} studies of {evaluation.patients:,} patients who were held back; intervals over patients.",
+        "",
+        "| metric | value | interval |",
+        "|---|---|---|",
+        *(f"| {metric_name(m)} | {number(s.value)} | {interval(s)} |" for m, s in evaluation.metrics.items()),
+        "",
+        "Operating points, chosen on validation: "
+        + (
+            "; ".join(f"{_plain(p.label)} at {p.threshold:.3f} ({p.rule})" for p in evaluation.operating_points) or DASH
+        ),
+        "",
+        "## Gate",
+        "",
+        *(
+            [f"- {_plain(c.condition)}: {number(c.observed)}, {'passed' if c.passed else 'failed'}" for c in checks]
+            or [_NOT_SAID]
+        ),
+        "",
+        "## Where not to use it",
+        "",
+        *([f"- {_plain(limit)}" for limit in (*limits, *evaluation.notes)] or [_NOT_SAID]),
+        "",
+        "## Made from",
+        "",
+        *(f"- {key}: `{value}`" for key, value in provenance.items() if isinstance(value, str)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    return text.translate(_STEERING)
