@@ -581,6 +581,14 @@ class IncumbentConfig(Section):
     margin: Fraction = Field(0.02, description="the lower bound of the difference may be so far below zero")
 
 
+class FloorConfig(Section):
+    """How every subgroup that has figures must do."""
+
+    metric: Literal["auroc", "sensitivity", "specificity"] = "auroc"
+    bound: Literal["value", "low"] = "value"
+    at_least: Fraction
+
+
 class PromotionConfig(Section):
     """When a candidate becomes validated (medtl/registry/promotion.py)."""
 
@@ -589,6 +597,7 @@ class PromotionConfig(Section):
     licences: tuple[str, ...] | None = Field(
         None, description="licences that the start weights may have, as the vault names them; default: not asked"
     )
+    subgroup_floor: FloorConfig | None = Field(None, description="no subgroup does worse; default: not asked")
     incumbent: IncumbentConfig | None = Field(None, description="not worse than the live release; default: not asked")
 
 

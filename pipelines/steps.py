@@ -723,6 +723,9 @@ def _checks(
     if wanted.licences is not None:
         weights = read_checkpoint(trained.checkpoint.path).weights
         checks.append(promotion.check_licence(weights.licence, wanted.licences, weights.sha256 is not None))
+    if wanted.subgroup_floor is not None and trained.examination is not None:
+        groups = read_examination(trained.examination.path).subgroups
+        checks.append(promotion.check_subgroups(groups, wanted.subgroup_floor))
     if wanted.incumbent is not None:
         checks.append(promotion.check_incumbent(beside, wanted.incumbent))
     return tuple(checks)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from medtl.config import GateConfig, IncumbentConfig, PromotionConfig
+from medtl.config import FloorConfig, GateConfig, IncumbentConfig, PromotionConfig
 from medtl.errors import ConfigError
-from medtl.records import Comparison, Evaluation, GateCheck, Leak
+from medtl.records import Comparison, Evaluation, GateCheck, Leak, SubgroupFindings
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,20 @@ def check_incumbent(beside: Beside | None, config: IncumbentConfig) -> GateCheck
         return GateCheck(condition, None, passed=False)
     passed = beside.comparison.verdict in ("superior", "non-inferior")
     return GateCheck(condition, beside.comparison.difference.low, passed)
+
+
+def check_subgroups(found: SubgroupFindings, config: FloorConfig) -> GateCheck:
+    """Ask that no subgroup with figures does worse than a floor; where none has figures, nothing is shown to pass."""
+    observed: list[float | None] = []
+    for group in found.groups:
+        for score in group.scores:
+            if score.metric == config.metric:
+                observed.append(score.value if config.bound == "value" else score.low)
+    known = [value for value in observed if value is not None]
+    worst = min(known, default=None)
+    what = "lower bound of " if config.bound == "low" else ""
+    condition = f"{what}{config.metric} of every subgroup >= {config.at_least:g} ({len(known)} subgroups with figures)"
+    return GateCheck(condition, worst, bool(known) and len(known) == len(observed) and min(known) >= config.at_least)
 
 
 def status_of(checks: Sequence[GateCheck], has_gate: bool) -> Literal["candidate", "validated", "refused"]:

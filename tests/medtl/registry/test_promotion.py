@@ -8,11 +8,19 @@ from typing import Any
 import pytest
 
 from medtl.artifacts import Store, write_json
-from medtl.config import GateConfig, IncumbentConfig, PromotionConfig
+from medtl.config import FloorConfig, GateConfig, IncumbentConfig, PromotionConfig
 from medtl.errors import ConfigError, MedtlError, TamperedError
-from medtl.records import Comparison, Evaluation, Leak, Release, Score
+from medtl.records import Comparison, Evaluation, Leak, Release, Score, Subgroup, SubgroupFindings
 from medtl.registry.io import Register
-from medtl.registry.promotion import Beside, check, check_clean, check_incumbent, check_licence, status_of
+from medtl.registry.promotion import (
+    Beside,
+    check,
+    check_clean,
+    check_incumbent,
+    check_licence,
+    check_subgroups,
+    status_of,
+)
 
 
 def evaluation(value: float | None, low: float | None) -> Evaluation:
@@ -21,7 +29,7 @@ def evaluation(value: float | None, low: float | None) -> Evaluation:
 
 
 def gate(**condition: object) -> PromotionConfig:
-    return PromotionConfig(gate=(GateConfig(metric="auroc", **condition),))  # type: ignore[arg-type]
+    return PromotionConfig(gate=(GateConfig(metric="auroc", **condition),))
 
 
 def test_a_gate_looks_at_the_bound_it_names() -> None:
@@ -89,3 +97,24 @@ def test_the_newest_validated_release_is_chosen_and_checked(tmp_path: Path) -> N
     (folder / "x.json").write_text("2")
     with pytest.raises(TamperedError, match=r"x\.json"):
         register.open(entry)
+
+
+@pytest.mark.parametrize(
+    "values, bound, passed",
+    [
+        (((0.9, 0.8), (0.85, 0.6)), "value", True),
+        (((0.9, 0.8), (0.85, 0.6)), "low", False),
+        (((0.9, 0.8), (0.65, 0.6)), "value", False),
+        (((0.9, 0.8), (None, None)), "value", False),
+        ((), "value", False),
+    ],
+)
+def test_no_subgroup_may_be_below_the_floor_and_none_at_all_shows_nothing(
+    values: tuple[tuple[float | None, float | None], ...], bound: Any, passed: bool
+) -> None:
+    groups = tuple(
+        Subgroup("sex", str(n), "yes", 20, 20, 0.5, (Score("auroc", "yes", value, low, 1.0, 20, 20),))
+        for n, (value, low) in enumerate(values)
+    )
+    found = SubgroupFindings((*groups, Subgroup("sex", "few", "yes", None, None, None, (), "too few")), (), 0, 0.95)
+    assert check_subgroups(found, FloorConfig(at_least=0.7, bound=bound)).passed is passed
