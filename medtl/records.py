@@ -478,6 +478,7 @@ class Trial:
     scores: Mapping[str, Score]  # headline score of each metric
     difference: Score | None  # AUROC minus that of the reference, paired by patient
     phase: str  # whose state was kept
+    p_value: float | None  # of no difference (DeLong, paired by patient), corrected for all strategies (Holm)
     seconds: float | None  # of training; None where it was done before and nobody measured
 
 

@@ -98,8 +98,23 @@ def fewer_patients(cohort: Cohort, split: Split, patients: int, seed: int) -> Sp
     return Split(train, split.val, split.test, groups, split.predefined, split.exclusions, split.leaks)
 
 
+def p_values(paired: Mapping[str, Artifact | None]) -> dict[str, float | None]:
+    """Give each strategy's p value against the reference, corrected for how many strategies were compared."""
+    from medtl.evaluation.comparison import corrected
+    from medtl.evaluation.io import read_comparison
+
+    known = {name: read_comparison(one.path).tests[0].p_value for name, one in paired.items() if one is not None}
+    return dict(zip(known, corrected(list(known.values()), "holm"), strict=True))
+
+
 def trial_of(
-    config: Config, strategy: str, split: Artifact, whole: int, trained: Trained, paired: Artifact | None
+    config: Config,
+    strategy: str,
+    split: Artifact,
+    whole: int,
+    trained: Trained,
+    paired: Artifact | None,
+    p_value: float | None,
 ) -> Trial:
     """Put together what is known of one contender."""
     from medtl.dataset.io import read_split
@@ -115,6 +130,7 @@ def trial_of(
         share=patients / max(whole, 1),
         scores=read_evaluation(trained.evaluation.path).metrics,
         difference=read_comparison(paired.path).difference if paired is not None else None,
+        p_value=p_value,
         phase=next(p.name for p in read_checkpoint(trained.checkpoint.path).phases if p.kept),
         seconds=seconds_of(config, trained.checkpoint),
     )

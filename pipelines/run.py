@@ -29,7 +29,10 @@ async def run(config: Config) -> dict[str, Any]:
     prepared = await prepare(config)
     trained = await measure(config, prepared)
     scratch = await measure(config, prepared, scratch=True) if config.model.scratch else None
-    comparison = await tasks.compare(config, trained.test, scratch.test) if scratch else None
+    comparison = None
+    if scratch:
+        both = (trained.evaluation, scratch.evaluation)
+        comparison = await tasks.compare(config, trained.test, scratch.test, evaluations=both)
     beside = await tasks.compare_with_live(config, prepared, trained)
     artifact, release = await tasks.make_release(config, prepared, trained, beside)
     resources = {"seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}

@@ -604,31 +604,42 @@ def compare(
     names: tuple[str, str] = ("transfer", "scratch"),
     metric: str = "auroc",
     margin: float | None = None,
+    evaluations: tuple[Artifact, Artifact] | None = None,
 ) -> Artifact:
-    """Two models' predictions of the same test part -> their difference with an interval."""
+    """Two models' predictions of the same test part -> their difference with an interval.
+
+    ``evaluations`` of both have their decisions compared too, each at its own operating point.
+    """
     from medtl.evaluation import io
     from medtl.evaluation.comparison import compare as compare_predictions
+    from medtl.evaluation.threshold import decide
 
     inputs = {
         "model": test.digest,
         "reference": reference.digest,
         "asked": [names, metric, config.evaluation.margin if margin is None else margin],
+        "evaluations": [one.digest for one in evaluations or ()],
         "config": _settings(config.evaluation.uncertainty),
         "seed": config.seed,
         "code": code_digest("evaluation"),
     }
 
     def build(folder: Path) -> None:
+        both = (io.read_predictions(test.path), io.read_predictions(reference.path))
+        called = []
+        for predictions, one in zip(both, evaluations or (), strict=False):
+            found = io.read_evaluation(one.path)
+            called.append(decide(predictions, found.task, found.operating_points))
         io.write_comparison(
             folder,
             compare_predictions(
-                io.read_predictions(test.path),
-                io.read_predictions(reference.path),
+                *both,
                 names,
                 config.evaluation.uncertainty,
                 config.seed,
                 metric,
                 config.evaluation.margin if margin is None else margin,
+                (called[0], called[1]) if called else None,
             ),
         )
 

@@ -51,10 +51,12 @@ async def _side_by_side(
     config: Config, strategies: list[str], prepared: Prepared, split: Artifact, whole: int
 ) -> list[Trial]:
     trained = {name: await _measure(config, name, prepared, split) for name in strategies}
-    trials = []
+    paired: dict[str, Artifact | None] = {}
     for name, one in trained.items():
-        paired = None
-        if REFERENCE in trained and name != REFERENCE:
-            paired = await tasks.compare(config, one.test, trained[REFERENCE].test)
-        trials.append(contenders.trial_of(config, name, split, whole, one, paired))
-    return trials
+        compared = REFERENCE in trained and name != REFERENCE
+        paired[name] = await tasks.compare(config, one.test, trained[REFERENCE].test) if compared else None
+    chances = contenders.p_values(paired)
+    return [
+        contenders.trial_of(config, name, split, whole, one, paired[name], chances.get(name))
+        for name, one in trained.items()
+    ]

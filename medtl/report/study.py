@@ -18,6 +18,7 @@ from medtl.report.page import as_data, environment
 from medtl.report.tables import Table
 from medtl.report.words import DASH, interval, number
 
+_CHANCE = 0.05
 _SHOWN = ("auroc", "average_precision", "balanced_accuracy", "brier")
 
 
@@ -46,12 +47,16 @@ def as_json(trials: Sequence[Trial], curve: Sequence[Trial], facts: Mapping[str,
 
 
 def verdict(trials: Sequence[Trial]) -> str:
-    """Say in a sentence or two what the differences to training from scratch allow to say."""
+    """Say in a sentence or two what the differences to training from scratch allow to say, all of them together.
+
+    Beyond chance is what the interval of the difference says and the p value, corrected for the number of strategies.
+    """
     compared = [t for t in trials if t.difference is not None and t.difference.low is not None]
     if not compared:
         return "There is no comparison with training from scratch."
-    better = [t.strategy for t in compared if t.difference and t.difference.low is not None and t.difference.low > 0]
-    worse = [t.strategy for t in compared if t.difference and t.difference.high is not None and t.difference.high < 0]
+    sure = [t for t in compared if t.p_value is None or t.p_value < _CHANCE]
+    better = [t.strategy for t in sure if t.difference and t.difference.low is not None and t.difference.low > 0]
+    worse = [t.strategy for t in sure if t.difference and t.difference.high is not None and t.difference.high < 0]
     said = []
     if better:
         said.append(f"Better than from scratch, beyond chance: {', '.join(better)}.")
@@ -119,7 +124,7 @@ def _has_interval(score: Score) -> bool:
 
 def _table(caption: str, trials: Sequence[Trial], curve: bool) -> Table:
     head = ("Strategy", "Patients", "Studies", "AUROC", "Average precision", "Balanced accuracy", "Brier",
-            "AUROC minus scratch", "Kept phase", "Seconds")  # fmt: skip
+            "AUROC minus scratch", "p (Holm)", "Kept phase", "Seconds")  # fmt: skip
     rows = tuple(
         (
             t.strategy,
@@ -127,12 +132,13 @@ def _table(caption: str, trials: Sequence[Trial], curve: bool) -> Table:
             f"{t.studies:,}",
             *(interval(t.scores[m]) if m in t.scores else DASH for m in _SHOWN),
             interval(t.difference) if t.difference is not None else DASH,
+            DASH if t.p_value is None else "< 0.001" if t.p_value < 0.001 else number(t.p_value),
             t.phase,
             number(t.seconds, 0),
         )
         for t in trials
     )
-    return Table(caption, head, rows, frozenset({1, 2, 9}))
+    return Table(caption, head, rows, frozenset({1, 2, 8, 10}))
 
 
 def _parts(facts: Mapping[str, Any]) -> Table:

@@ -80,7 +80,17 @@ def test_contenders_are_the_config_with_other_phases() -> None:
 def trial(name: str, low: float | None, high: float | None, patients: int = 40) -> Trial:
     auroc = Score("auroc", "x", 0.9, 0.8, 0.95, 20, 10)
     difference = None if low is None else Score("auroc difference", "macro", 0.1, low, high, 20, 10)
-    return Trial(name, patients, 2 * patients, patients / 40, {"auroc": auroc}, difference, "all", 12.0)
+    return Trial(
+        name,
+        patients,
+        2 * patients,
+        patients / 40,
+        {"auroc": auroc},
+        difference,
+        "all",
+        0.01 if difference else None,
+        12.0,
+    )
 
 
 def test_the_verdict_says_no_more_than_the_intervals() -> None:
