@@ -576,6 +576,7 @@ def evaluate(config: Config, plan: Artifact, val: Artifact, test: Artifact) -> A
         "val": val.digest,
         "test": test.digest,
         "config": _settings(config.evaluation),
+        "may_share": config.dataset.split.allow_leaky_split,
         "seed": config.seed,
         "code": code_digest("evaluation"),
     }
@@ -591,6 +592,7 @@ def evaluate(config: Config, plan: Artifact, val: Artifact, test: Artifact) -> A
                 how.classes,
                 config.evaluation,
                 config.seed,
+                config.dataset.split.allow_leaky_split,
             ),
         )
 

@@ -62,7 +62,13 @@ class Question:
 
 
 def assess(
-    val: Predictions, test: Predictions, task: Task, classes: tuple[str, ...], config: EvaluationConfig, seed: int
+    val: Predictions,
+    test: Predictions,
+    task: Task,
+    classes: tuple[str, ...],
+    config: EvaluationConfig,
+    seed: int,
+    may_share: bool = False,
 ) -> Evaluation:
     """Measure every metric on the test part, each with an interval over patients.
 
@@ -71,12 +77,15 @@ def assess(
     and balanced accuracy of the most probable one; multi-label ones each label over the studies where it is known, and
     the macro mean. A mean over fewer classes than there are is not estimable.
 
+    Args:
+        may_share: a patient in validation and test is known and allowed; the evaluation's notes say so.
+
     Raises:
         SplitError: validation and test share a patient, or one of them is empty or holds a study twice.
         StudyError: a target is not 0, 1 or unknown, or not exactly one class is true where one is wanted.
         ModelError: a probability is not a number from 0 to 1, or those of one study do not sum to 1.
     """
-    check_predictions(val, test, task, classes)
+    check_predictions(val, test, task, classes, may_share)
     reported = reported_classes(task, classes)
     points = [_operating_point(val, index, classes[index], config) for index in reported]
     questions = ask(test, task, classes, points, config)
@@ -92,7 +101,7 @@ def assess(
         n=len(test.study_ids),
         patients=len(set(test.patients)),
         resamples=config.uncertainty.resamples,
-        notes=_notes(test, classes),
+        notes=_notes(val, test, classes),
     )
 
 
@@ -384,8 +393,13 @@ def confusion_of(
     return tuple(tuple(int(value) for value in row) for row in table)
 
 
-def _notes(test: Predictions, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _notes(val: Predictions, test: Predictions, classes: tuple[str, ...]) -> tuple[str, ...]:
     notes = []
+    shared = len(set(val.patients) & set(test.patients))
+    if shared:
+        notes.append(
+            f"{shared} patients are in both validation and test: thresholds were chosen on people judged here."
+        )
     patients = len(set(test.patients))
     if patients < _FEW_PATIENTS:
         notes.append(f"The test part holds {patients} patients only; intervals from so few are wide and rough.")

@@ -10,8 +10,13 @@ from medtl.records import Predictions, Task
 ROUNDING = 1e-3  # by which the probabilities of one study may miss a sum of 1
 
 
-def check_predictions(val: Predictions, test: Predictions, task: Task, classes: tuple[str, ...]) -> None:
+def check_predictions(
+    val: Predictions, test: Predictions, task: Task, classes: tuple[str, ...], may_share: bool = False
+) -> None:
     """Refuse predictions whose figures would not mean what they say.
+
+    Args:
+        may_share: a patient in validation and test is known and allowed (``dataset.split.allow_leaky_split``).
 
     Raises:
         SplitError: a part is empty, holds a study twice, or validation and test share a patient.
@@ -21,7 +26,7 @@ def check_predictions(val: Predictions, test: Predictions, task: Task, classes: 
     for predictions in (val, test):
         _check_part(predictions, task, classes)
     shared = len(set(val.patients) & set(test.patients))
-    if shared:
+    if shared and not may_share:
         raise SplitError(
             f"{shared} patients are in both validation and test: the operating point would be chosen on patients it is "
             "judged by. Predict the parts of one split."
