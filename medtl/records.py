@@ -683,6 +683,25 @@ class PointingFindings:
 
 
 @dataclass(frozen=True, slots=True)
+class StressTest:
+    """How a model does on its test part, changed in one way."""
+
+    name: str  # of the change
+    strength: Literal["mild", "strong"]
+    meaning: str
+    auroc: Score
+    difference: Score  # changed minus as it was, paired by patient
+    changed: float  # share of studies whose most probable class is another one
+
+
+@dataclass(frozen=True, slots=True)
+class Robustness:
+    """How a model bears what another scanner or hand does to images."""
+
+    tests: tuple[StressTest, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Examination:
     """What a model's answers are worth beyond the metrics."""
 
@@ -691,3 +710,4 @@ class Examination:
     novelty: NoveltyFindings
     subgroups: SubgroupFindings
     shortcuts: ShortcutFindings
+    robustness: Robustness = Robustness(())

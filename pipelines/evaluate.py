@@ -20,7 +20,8 @@ async def measure(config: Config, prepared: Prepared, scratch: bool = False) -> 
     if scratch:
         return trained
     inside = await tasks.look_inside(config, checkpoint, prepared)
-    return replace(trained, examination=await tasks.examine(config, prepared, trained, inside))
+    stressed = await tasks.stress(config, prepared, trained)
+    return replace(trained, examination=await tasks.examine(config, prepared, trained, inside, stressed))
 
 
 async def measured(config: Config, prepared: Prepared, split: Artifact, checkpoint: Artifact, purpose: str) -> Trained:

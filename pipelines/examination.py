@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,19 @@ from medtl.records import (
     Part,
     Plan,
     Predictions,
+    Robustness,
     ShortcutFindings,
     Split,
+    StressTest,
     Study,
     SubgroupFindings,
 )
 from pipelines.prepared import Prepared, Trained
 
-CALIBRATOR, CONFORMAL = "calibrator.json", "conformal.json"
+CALIBRATOR, CONFORMAL, ROBUSTNESS = "calibrator.json", "conformal.json", "robustness.json"
 _FOUND = {
     "calibration": CalibrationFindings, "abstention": AbstentionFindings, "novelty": NoveltyFindings,
-    "subgroups": SubgroupFindings, "shortcuts": ShortcutFindings,
+    "subgroups": SubgroupFindings, "shortcuts": ShortcutFindings, "robustness": Robustness,
 }  # fmt: skip
 
 
@@ -122,11 +125,66 @@ def apply_calibrator(config: Config, calibrator: Artifact, predictions: Artifact
     return AuditedStore(config.workspace).make("predictions", inputs, build)
 
 
-def examine(config: Config, prepared: Prepared, trained: Trained, inside: Artifact) -> Artifact:
+def stress(config: Config, prepared: Prepared, trained: Trained) -> Artifact:
+    """Checkpoint and the test part's images, changed as another scanner or hand would -> how much worse it gets."""
+    from medtl.dataset.io import read_pack, read_split
+    from medtl.dataset.loading import rows_of, slices_of, voted
+    from medtl.dataset.perturb import PERTURBATIONS, Strength, perturbed
+    from medtl.evaluation.calibration import apply
+    from medtl.evaluation.comparison import compare
+    from medtl.evaluation.grouped import mean_auroc
+    from medtl.evaluation.io import read_predictions
+    from medtl.model import fit, io
+    from medtl.model.predict import predict
+    from medtl.progress import advance
+    from medtl.studies.io import read_cohort
+
+    inputs = {
+        "checkpoint": trained.checkpoint.digest,
+        "test": trained.test.digest,
+        "pack": prepared.pack.digest,
+        "calibrator": trained.calibrator.digest,
+        "config": config.evaluation.uncertainty.model_dump(mode="json"),
+        "batch_size": config.model.batch_size,
+        "seed": config.seed,
+        "code": code_digest("model", "dataset", "evaluation"),
+    }
+
+    def build(folder: Path) -> None:
+        known, split = read_cohort(prepared.cohort.path), read_split(prepared.split.path)
+        images, plain = read_pack(prepared.pack.path), read_predictions(trained.test.path)
+        slices = slices_of(images, len(known.studies))
+        place = {study.study_id: row for row, study in enumerate(known.studies)}
+        rows = rows_of([place[study] for study in split.test], slices)
+        fitted = read_record(trained.calibrator.path / CALIBRATOR, Calibrator)
+        network, device = io.read_network(trained.checkpoint.path), fit.device_of(config.model)
+        fit.make_deterministic(config.seed, config.model.threads)
+        size, found = config.model.batch_size, []
+        strengths: tuple[Strength, ...] = ("mild", "strong")
+        asked = [(name, strength) for name in PERTURBATIONS for strength in strengths]
+        for done, (name, strength) in enumerate(asked, 1):
+            batches = (
+                (perturbed(images[rows[start : start + size]], name, strength, config.seed + start), known.targets)
+                for start in range(0, len(rows), size)
+            )
+            told = apply(fitted, voted(predict(network, batches, known.task, device), slices))
+            new = replace(plain, probabilities=told)
+            paired = compare(new, plain, (name, "as it was"), config.evaluation.uncertainty, config.seed)
+            auroc = mean_auroc(new, known.task, known.classes, config.evaluation.uncertainty, config.seed)
+            other = float(np.mean(told.argmax(1) != plain.probabilities.argmax(1)))
+            found.append(StressTest(name, strength, PERTURBATIONS[name][2], auroc, paired.difference, other))
+            advance("stress tests", done, len(asked))
+        write_record(folder / ROBUSTNESS, Robustness(tuple(found)))
+
+    return AuditedStore(config.workspace).make("robustness", inputs, build)
+
+
+def examine(config: Config, prepared: Prepared, trained: Trained, inside: Artifact, stressed: Artifact) -> Artifact:
     """Predictions and features of the test part -> what they are worth, for whom, and what they may rest on."""
     inputs = {
         "calibrator": trained.calibrator.digest,
         "features": inside.digest,
+        "robustness": stressed.digest,
         "cohort": prepared.cohort.digest,
         "test": [trained.raw_test.digest, trained.test.digest],
         "evaluation": trained.evaluation.digest,
@@ -135,11 +193,13 @@ def examine(config: Config, prepared: Prepared, trained: Trained, inside: Artifa
         "code": code_digest("evaluation"),
     }
     return AuditedStore(config.workspace).make(
-        "examination", inputs, lambda folder: _examine(config, prepared, trained, inside, folder)
+        "examination", inputs, lambda folder: _examine(config, prepared, trained, inside, stressed, folder)
     )
 
 
-def _examine(config: Config, prepared: Prepared, trained: Trained, inside: Artifact, folder: Path) -> None:
+def _examine(
+    config: Config, prepared: Prepared, trained: Trained, inside: Artifact, stressed: Artifact, folder: Path
+) -> None:
     from medtl.dataset.io import read_plan, read_split
     from medtl.evaluation import abstention, calibration, novelty, shortcuts, subgroups
     from medtl.evaluation.io import read_evaluation, read_predictions, write_novelty
@@ -173,7 +233,7 @@ def _examine(config: Config, prepared: Prepared, trained: Trained, inside: Artif
             learned["train"], learned["test"], answers, columns, *common, wanted.uncertainty, seed
         ),
     }
-    for name, record in found.items():
+    for name, record in (*found.items(), ("robustness", read_record(stressed.path / ROBUSTNESS, Robustness))):
         write_record(folder / f"found_{name}.json", record)
 
 
