@@ -711,3 +711,25 @@ class Examination:
     subgroups: SubgroupFindings
     shortcuts: ShortcutFindings
     robustness: Robustness = Robustness(())
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One answer of the test part, with its picture and where the network looked; nothing says whose it is."""
+
+    right: bool
+    truth: str
+    decision: str
+    probability: float
+    picture: str  # PNG, base64
+    looked_at: str  # PNG, base64: the picture with relevance in colour
+
+
+@dataclass(frozen=True, slots=True)
+class Explanations:
+    """The surest wrong and right answers, and whether the maps depend on what was learned."""
+
+    method: str  # how the maps were made
+    cases: tuple[Case, ...]
+    sanity: SanityCheck | None
+    note: str = ""
