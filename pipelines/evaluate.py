@@ -21,7 +21,8 @@ async def measure(config: Config, prepared: Prepared, scratch: bool = False) -> 
         return trained
     inside = await tasks.look_inside(config, checkpoint, prepared)
     stressed = await tasks.stress(config, prepared, trained)
-    return replace(trained, examination=await tasks.examine(config, prepared, trained, inside, stressed))
+    examination = await tasks.examine(config, prepared, trained, inside, stressed)
+    return replace(trained, examination=examination, explanations=await tasks.explain(config, prepared, trained))
 
 
 async def measured(config: Config, prepared: Prepared, split: Artifact, checkpoint: Artifact, purpose: str) -> Trained:

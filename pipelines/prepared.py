@@ -29,3 +29,4 @@ class Trained:
     test: Artifact
     evaluation: Artifact
     examination: Artifact | None = None  # of the model that may become a release
+    explanations: Artifact | None = None  # likewise

@@ -94,7 +94,7 @@ def run_key(config: Config, inputs: Inputs) -> str:
     )
     settings["model"].pop("weights")
     threads = config.model.threads or os.cpu_count() or 1
-    own = ("steps.py", "examination.py", "training.py", "results.py", "run.py", "incumbent.py")
+    own = ("steps.py", "examination.py", "explanations.py", "training.py", "results.py", "run.py", "incumbent.py")
     code = [code_digest(*rooms), *(file_digest(Path(__file__).parent / name) for name in own)]
     return digest_of([asdict(inputs), settings, threads, code, versions(*LIBRARIES), _live(config)])
 
@@ -279,7 +279,7 @@ def artifacts_of(
     found = [prepared.scans, prepared.cohort, prepared.split, prepared.plan, prepared.pack]
     for model in models:
         found += [model.checkpoint, model.calibrator, model.val, model.test, model.evaluation]
-        found += [model.examination] if model.examination else []
+        found += [one for one in (model.examination, model.explanations) if one is not None]
     return tuple(found + ([comparison] if comparison else []))
 
 

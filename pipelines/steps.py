@@ -49,6 +49,7 @@ from medtl.records import (
 )
 from pipelines import training
 from pipelines.examination import read_examination
+from pipelines.explanations import read_explanations
 from pipelines.prepared import Prepared, Trained
 
 if TYPE_CHECKING:
@@ -810,6 +811,7 @@ def write_report(
         provenance=release.provenance,
         test_openings=_test_openings(config, prepared.split),
         examination=read_examination(trained.examination.path) if trained.examination else None,
+        explanations=read_explanations(trained.explanations.path) if trained.explanations else None,
         beside=beside.comparison if beside else None,
         resources=resources,
     )

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from pipelines import apply, contenders, examination, incumbent, pooling, steps
+from pipelines import apply, contenders, examination, explanations, incumbent, pooling, steps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,6 +77,7 @@ evaluate = _task(steps.evaluate)
 look_inside = _task(examination.look_inside)
 stress = _task(examination.stress)
 examine = _task(examination.examine)
+explain = _task(explanations.explain)
 pool_folds = _task(pooling.pool_folds)
 write_folds = _task(pooling.write_folds)
 compare = _task(steps.compare)
