@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SETS = ("malaria", "ham10000", "pneumoniamnist")
+SETS = {  # config -> folder of the set
+    "malaria": "malaria", "ham10000": "ham10000", "melanoma": "ham10000", "pneumoniamnist": "pneumoniamnist",
+}  # fmt: skip
 PUBLISHED = {
     "pneumoniamnist": """Published on the official test part (Yang et al., Sci Data 10:41): ResNet-18 at 28 pixels AUROC
 .944, at 224 pixels .956, ResNet-50 at 224 pixels .962, the best AutoML .991. Our test part is cut from the file's
@@ -47,7 +49,7 @@ def study(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [
         sys.executable, "-m", "pipelines.cli", "study", str(ROOT / "configs" / f"{name}.yaml"),
         "--curve", "staged", "scratch",
-        "--set", f"scans.source={source_of(arguments.data / name)}",
+        "--set", f"scans.source={source_of(arguments.data / SETS[name])}",
         "--set", f"model.weights={arguments.weights}",
         "--set", f"workspace={arguments.workspace / name}", "--json",
     ]  # fmt: skip
@@ -109,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the sets")
     parser.add_argument("--weights", type=Path, required=True, help="checkpoint of torchvision's squeezenet1_0")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--workspace", type=Path, help="where results are kept; default: a temporary folder")
     parser.add_argument("--write", type=Path, help="Markdown file to write")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")

@@ -8,6 +8,7 @@
       └ download  checked before it is opened                  ├ losses, heads (solved by scikit-learn)
                                                                └ parallel several processes as one
     before: advise (which backbone), lr_find (which rate), estimate (how long, how much memory)
+    after:  explain (where it looked, and whether that depends on what it learned)
 
 Files are touched by io (checkpoints, progress, kept activations), vault, pickles and download alone.
 """
