@@ -8,7 +8,7 @@ DATA   ?= ../shared
 COVERAGE ?= 74
 PREFECT_OFF := PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
-.PHONY: help env demo test test-data test-services lint format bench docs lock clean
+.PHONY: help env demo test test-data test-services test-browser lint format bench docs lock clean
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,13 +28,18 @@ demo: $(READY)   ## write a small hospital, train on it, name the report
 	@$(BIN)/medtl demo
 
 test: $(READY)   ## every test that needs nothing but this folder
-	@$(PREFECT_OFF) $(BIN)/python -m pytest -m "not data and not services" --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS)
+	@$(PREFECT_OFF) $(BIN)/python -m pytest -m "not data and not services and not browser" --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS)
 
 test-data: $(READY) ## the tests on real scans (DATA=folder that holds data/ and weights/)
 	@MEDTL_TEST_DATA=$(abspath $(DATA)) $(PREFECT_OFF) $(BIN)/python -m pytest -m data $(ARGS)
 
 test-services: $(READY) ## the tests against a real Orthanc and dcmtk (install them first; see .ci/run)
 	@MEDTL_TEST_SERVICES=1 $(PREFECT_OFF) $(BIN)/python -m pytest -m "services and not data" $(ARGS)
+
+test-browser: $(READY) ## the tests of pages in a real Chromium and of their PDFs (install it and poppler first; see .ci/run)
+	@test -d $(VENV)/pdf || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --target $(VENV)/pdf -r requirements-pdf.lock
+	@MEDTL_TEST_BROWSER=1 PYTHONPATH=$(VENV)/pdf $(BIN)/python -m pytest -m browser $(ARGS)
 
 lint: $(READY)   ## format, style, types
 	@$(BIN)/ruff format --check .
@@ -51,7 +56,7 @@ bench: $(READY)  ## every benchmark beside its peers (ARGS=--json for figures)
 docs: $(READY)   ## write docs/config.md from the config's sections
 	@$(BIN)/python -c 'from pathlib import Path; from pipelines.look import config_reference; Path("docs/config.md").write_text(config_reference())'
 
-lock: $(READY)   ## renew the three locks from pyproject.toml
+lock: $(READY)   ## renew the four locks from pyproject.toml
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile pyproject.toml --upgrade --extra pacs --extra masks --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock
@@ -61,6 +66,10 @@ lock: $(READY)   ## renew the three locks from pyproject.toml
 	@# what the image's wheel is built with, at the versions of the lock above
 	@echo hatchling | $(BIN)/uv pip compile - -c requirements-dev.lock --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --quiet -o requirements-build.lock
+
+	@# what writes PDFs; apart, because it needs pango, which not every machine has
+	@echo weasyprint | $(BIN)/uv pip compile - -c requirements-dev.lock --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate --quiet -o requirements-pdf.lock
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -16,6 +16,7 @@ from pathlib import PurePath
 from statistics import quantiles
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from medtl.records import (
@@ -27,9 +28,11 @@ from medtl.records import (
     Evaluation,
     Examination,
     Exclusion,
+    Explanations,
     GateCheck,
     Part,
     Plan,
+    Predictions,
     Split,
     Study,
 )
@@ -48,6 +51,7 @@ LOCAL_PATHS = (
     "audit.anchor_command",
 )
 UNKNOWN = "not recorded"
+HISTOGRAM_BINS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,8 @@ class Facts:
 
     ``config`` is ``Config.model_dump(mode="json")``; ``files`` and ``scans`` are counts; ``provenance`` holds the
     digests of data, config, code, weights and environment; ``resources`` (seconds, memory) is shown where it is given
-    and differs from run to run; ``test_openings`` is how often the sealed test part was read.
+    and differs from run to run; ``test_openings`` is how often the sealed test part was read. ``predictions`` are
+    those of the test part; they are counted and not shown.
     """
 
     title: str
@@ -81,7 +86,9 @@ class Facts:
     provenance: Mapping[str, Any]
     test_openings: int
     examination: Examination | None = None
+    explanations: Explanations | None = None
     beside: Comparison | None = None  # with the live release, where there is one
+    predictions: Predictions | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -119,6 +126,15 @@ class Composition:
     variable: str
     value: str
     cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Studies of one class by the probability they were given, in bins of equal width from 0 to 1."""
+
+    label: str
+    absent: tuple[int, ...]
+    present: tuple[int, ...]
 
 
 def all_exclusions(facts: Facts) -> tuple[Exclusion, ...]:
@@ -218,6 +234,27 @@ def _age(years: float) -> str:
     return f"{years:.0f}" if years < OLDEST_SHOWN else f"{OLDEST_SHOWN}+"
 
 
+def score_histograms(facts: Facts) -> tuple[Histogram, ...]:
+    """Count studies with and without each finding by probability; empty without predictions."""
+    given, classes = facts.predictions, facts.evaluation.classes
+    if given is None:
+        return ()
+    reported = [len(classes) - 1] if facts.evaluation.task == "binary" else range(len(classes))
+    made = []
+    for index in reported:
+        truth, score = given.targets[:, index], given.probabilities[:, index]
+        counts = [np.histogram(score[truth == is_so], HISTOGRAM_BINS, (0, 1))[0].tolist() for is_so in (0, 1)]
+        made.append(Histogram(classes[index], tuple(counts[0]), tuple(counts[1])))
+    return tuple(made)
+
+
+def has_unseen_sites(facts: Facts) -> bool:
+    """Tell whether every test study is of a site, and none of these sites was trained or chosen on."""
+    by_part = studies_by_part(facts)
+    tested, learned = {s.site for s in by_part["test"]}, {s.site for s in (*by_part["train"], *by_part["val"])}
+    return bool(tested) and None not in tested | learned and not tested & learned
+
+
 def shown_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten a configuration to dotted keys, without the paths of the machine that ran it."""
     flat = {key: value for key, value in flatten(config).items() if key not in LOCAL_PATHS}
@@ -269,6 +306,8 @@ def as_json(facts: Facts) -> dict[str, Any]:
         },
         "split": {
             "predefined": facts.split.predefined,
+            "proof": _plain(facts.proof),
+            "unseen_sites": has_unseen_sites(facts),
             "parts": _plain(parts),
             "test_openings": facts.test_openings,
         },
@@ -280,6 +319,9 @@ def as_json(facts: Facts) -> dict[str, Any]:
             "evaluation": _plain(facts.scratch_evaluation),
             "comparison": _plain(facts.comparison),
         },
+        "examination": _plain(facts.examination),
+        "incumbent": _plain(facts.beside),
+        "histograms": _plain(score_histograms(facts)),
         "provenance": _plain(facts.provenance),
         "resources": _plain(facts.resources),
     }

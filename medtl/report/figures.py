@@ -7,6 +7,7 @@ the page to turn dark. Names from data are drawn as they are, never as mathemati
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
-from medtl.records import Checkpoint, Comparison, Curve, Epoch, Evaluation
-from medtl.report.words import label_score
+from medtl.records import Checkpoint, Comparison, Curve, Epoch, Evaluation, Score, Subgroup, SubgroupFindings
+from medtl.report.facts import HISTOGRAM_BINS, Histogram
+from medtl.report.words import label_name, label_score, metric_name
 
 FONT = "DejaVu Sans"
 COLOURS = ("#0b6e75", "#b3541e", "#5a4fa3", "#7a7d1c", "#a8325e", "#3b74b9", "#6b5344", "#3d8b4f")
@@ -90,7 +92,7 @@ def _mark_kept(axes: Any, checkpoint: Checkpoint, values: Sequence[float]) -> No
 
 def roc(evaluation: Evaluation) -> str | None:
     """Draw the ROC curves with the operating points marked; ``None`` where there is no curve."""
-    curves = _curves(evaluation, "roc")
+    curves = _curves(evaluation.curves, "roc")
     if not curves:
         return None
     with matplotlib.rc_context(STYLE):
@@ -112,16 +114,37 @@ def _mark_operating_point(axes: Any, evaluation: Evaluation, label: str, colour:
     axes.plot([1 - specificity.value], [sensitivity.value], "o", ms=8, mfc="white", mec=colour, mew=2, zorder=5)
 
 
-def calibration(evaluation: Evaluation) -> str | None:
-    """Draw observed share over mean probability; a point's area follows its studies. ``None`` without a curve."""
-    curves = _curves(evaluation, "calibration")
+def precision_recall(evaluation: Evaluation) -> str | None:
+    """Draw PPV over sensitivity with the share of the finding as the line of chance; ``None`` without a curve."""
+    curves = _curves(evaluation.curves, "pr")
     if not curves:
         return None
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _square("Sensitivity", "Positive predictive value")
+        for curve, colour in zip(curves, COLOURS, strict=False):
+            area = label_score(evaluation, "average_precision", curve.label)
+            value = "" if area is None or area.value is None else f"  {area.value:.3f}"
+            axes.plot(curve.x, curve.y, color=colour, label=f"{drawable(curve.label)}{value}")
+            share = label_score(evaluation, "prevalence", curve.label)
+            if share is not None and share.value is not None:
+                axes.axhline(share.value, color=colour, lw=1, ls=(0, (3, 3)), alpha=0.6)
+        axes.legend(loc="best", title="Average precision", alignment="left")
+        return as_svg(figure)
+
+
+def calibration(after: Sequence[Curve], before: Sequence[Curve] = ()) -> str | None:
+    """Draw observed share over mean probability; a point's area follows its studies. ``None`` without a curve."""
+    curves = _curves(after, "calibration")
+    if not curves:
+        return None
+    old = {curve.label: curve for curve in _curves(before, "calibration")}
     with matplotlib.rc_context(STYLE):
         figure, axes = _square("Predicted probability", "Observed share")
         axes.plot([0, 1], [0, 1], color=FAINT, lw=1, ls=(0, (3, 3)))
         most = max((w for curve in curves for w in curve.weight), default=1.0) or 1.0
         for curve, colour in zip(curves, COLOURS, strict=False):
+            if (raw := old.get(curve.label)) is not None:
+                axes.plot(raw.x, raw.y, color=colour, lw=1.1, ls=(0, (2, 2)), alpha=0.7)
             axes.plot(curve.x, curve.y, color=colour, lw=1.2, label=drawable(curve.label))
             areas = [12 + 130 * w / most for w in curve.weight] or 24
             axes.scatter(curve.x, curve.y, s=areas, color=colour, alpha=0.75, lw=0)
@@ -129,7 +152,100 @@ def calibration(evaluation: Evaluation) -> str | None:
         return as_svg(figure)
 
 
-def difference(comparison: Comparison) -> str | None:
+def decision(evaluation: Evaluation) -> str | None:
+    """Draw the net benefit of the model over the threshold, beside treating all and none; ``None`` without a curve."""
+    curves = _curves(evaluation.curves, "decision")
+    if not curves:
+        return None
+    everybody = {curve.label: curve for curve in _curves(evaluation.curves, "decision_all")}
+    highest = max(max(_numbers(line.y), default=0.0) for line in (*curves, *everybody.values()))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _square("Threshold probability", "Net benefit")
+        axes.axhline(0, color=INK, lw=1, label="none")
+        for curve, colour in zip(curves, COLOURS, strict=False):
+            axes.plot(curve.x, curve.y, color=colour, label=drawable(curve.label))
+            if (treated := everybody.get(curve.label)) is not None:
+                name = "all" if len(curves) == 1 else None
+                axes.plot(treated.x, treated.y, color=colour, lw=1.1, ls=(0, (3, 2)), label=name)
+        top = max(0.05, 1.08 * highest)
+        axes.set(ylim=(-0.35 * top, top), aspect="auto")
+        axes.legend(loc="upper right")
+        return as_svg(figure)
+
+
+def histograms(counted: Sequence[Histogram]) -> str | None:
+    """Draw how many studies with and without each finding have which probability; ``None`` without counts."""
+    shown = [made for made in counted if sum(made.absent) + sum(made.present)][:MOST_CURVES]
+    if not shown:
+        return None
+    across = min(2, len(shown))
+    down = -(-len(shown) // across)
+    edges = [i / HISTOGRAM_BINS for i in range(HISTOGRAM_BINS)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 0.4 + 2.3 * down), layout="constrained")
+        for axes, made in zip(figure.subplots(down, across, squeeze=False).flat, shown, strict=False):
+            for counts, sign, colour, name in (
+                (made.present, 1, COLOURS[1], "with"),
+                (made.absent, -1, COLOURS[0], "without"),
+            ):
+                heights = [sign * count for count in counts]
+                axes.bar(edges, heights, 0.9 / HISTOGRAM_BINS, align="edge", color=colour, label=name)
+            axes.axhline(0, color=INK, lw=0.8)
+            axes.set(xlim=(0, 1), xlabel="Predicted probability", ylabel="Studies", title=drawable(made.label))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+            axes.yaxis.get_major_locator().set_params(integer=True)
+            axes.legend(loc="best")
+        for axes in figure.axes[len(shown) :]:
+            axes.remove()
+        return as_svg(figure)
+
+
+def forest(findings: SubgroupFindings, evaluation: Evaluation, metric: str = "auroc") -> str | None:
+    """Draw one metric of every group that may be shown beside that of all; ``None`` where no group has it.
+
+    Of several classes, the one with the largest gap, because a mean would hide it.
+    """
+    label = forest_label(findings)
+    rows = [(group, score) for group in findings.groups if (score := _shown(group, metric, label)) is not None]
+    if not rows:
+        return None
+    whole = label_score(evaluation, metric, label) if label is not None else None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 0.9 + 0.32 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        if whole is not None and whole.value is not None:
+            axes.axvline(whole.value, color=INK, lw=0.9, ls=(0, (3, 3)))
+        for place, (_, score) in enumerate(reversed(rows)):
+            assert score.value is not None
+            if score.low is not None and score.high is not None:
+                axes.plot([score.low, score.high], [place, place], color=COLOURS[0], lw=4, alpha=0.45,
+                          solid_capstyle="round")  # fmt: skip
+            axes.scatter([score.value], [place], s=49, color=COLOURS[0], zorder=3)
+        names = [drawable(f"{group.column}: {group.value}  (n {score.n})", 48) for group, score in reversed(rows)]
+        axes.set_yticks(range(len(rows)), names)
+        title = metric_name(metric) if label is None else f"{metric_name(metric)}, {label_name(label, ())}"
+        axes.set(xlabel=drawable(title, 60), ylim=(-0.6, len(rows) - 0.4))
+        axes.grid(axis="y", visible=False)
+        return as_svg(figure)
+
+
+def forest_label(findings: SubgroupFindings) -> str | None:
+    """Give the class that the forest is drawn for: the one with the largest gap, else the last."""
+    gaps = [gap for gap in findings.gaps if gap.difference.value is not None]
+    if gaps:
+        return max(gaps, key=lambda gap: gap.difference.value or 0.0).label
+    return findings.groups[-1].label if findings.groups else None
+
+
+def _shown(group: Subgroup, metric: str, label: str | None) -> Score | None:
+    return next((s for s in group.scores if s.metric == metric and group.label == label and s.value is not None), None)
+
+
+def _numbers(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def difference(comparison: Comparison, names: tuple[str, str] = ("transfer", "scratch")) -> str | None:
     """Draw the difference with its interval against the line of no difference; ``None`` where not estimable."""
     score = comparison.difference
     if score.value is None or score.low is None or score.high is None:
@@ -141,8 +257,8 @@ def difference(comparison: Comparison) -> str | None:
         axes.axvline(0, color=INK, lw=1)
         axes.plot([score.low, score.high], [0, 0], color=COLOURS[0], lw=4, solid_capstyle="round", alpha=0.45)
         axes.plot([score.value], [0], "o", ms=9, color=COLOURS[0])
-        axes.set(xlim=(-reach, reach), ylim=(-1, 1), yticks=[], xlabel="Transfer minus scratch")
-        for side, name in ((-1, "lower with transfer"), (1, "higher with transfer")):
+        axes.set(xlim=(-reach, reach), ylim=(-1, 1), yticks=[], xlabel=f"{names[0].capitalize()} minus {names[1]}")
+        for side, name in ((-1, f"lower with {names[0]}"), (1, f"higher with {names[0]}")):
             axes.text(side * 0.02 * reach, 0.72, name, ha="left" if side > 0 else "right", size=8.5)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y", visible=False)
@@ -156,8 +272,8 @@ def drawable(text: str, longest: int = LONGEST_NAME) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
-def _curves(evaluation: Evaluation, kind: str) -> list[Curve]:
-    return [curve for curve in evaluation.curves if curve.kind == kind and curve.x][:MOST_CURVES]
+def _curves(curves: Sequence[Curve], kind: str) -> list[Curve]:
+    return [curve for curve in curves if curve.kind == kind and curve.x][:MOST_CURVES]
 
 
 def _square(xlabel: str, ylabel: str) -> tuple[Figure, Any]:

@@ -17,8 +17,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medtl.records import Score
-from medtl.report import figures, tables, words
-from medtl.report.facts import Facts
+from medtl.report import figures, findings, tables, words
+from medtl.report.checklists import SECTIONS, checklists
+from medtl.report.facts import Facts, score_histograms
 
 STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -32,18 +33,30 @@ def render(facts: Facts) -> str:
         facts=facts,
         style=Markup(style),  # noqa: S704  our own file, without a variable in it
         policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'",
+        sections=SECTIONS,
+        most_curves=figures.MOST_CURVES,
+        checklists=checklists(facts),
         tables=tables,
+        findings=findings,
         words=words,
         figures=_figures(facts),
     )
 
 
 def _figures(facts: Facts) -> dict[str, str | None]:
+    evaluation, examined = facts.evaluation, facts.examination
     drawn = {
         "training": figures.training_curves(facts.checkpoint) if facts.checkpoint.history else None,
-        "roc": figures.roc(facts.evaluation),
-        "calibration": figures.calibration(facts.evaluation),
+        "roc": figures.roc(evaluation),
+        "pr": figures.precision_recall(evaluation),
+        "calibration": figures.calibration(evaluation.curves),
+        "decision": figures.decision(evaluation),
+        "histograms": figures.histograms(score_histograms(facts)),
+        "forest": None if examined is None else figures.forest(examined.subgroups, evaluation),
         "difference": None if facts.comparison is None else figures.difference(facts.comparison),
+        "beside": None
+        if facts.beside is None
+        else figures.difference(facts.beside, ("this model", "the live release")),
     }
     return {name: None if svg is None else as_data(svg) for name, svg in drawn.items()}
 
@@ -68,6 +81,7 @@ def environment() -> Environment:
     made.filters |= {
         "number": words.number,
         "interval": words.interval,
+        "compact": words.compact,
         "metric": words.metric_name,
         "bar": bar,
         "count": "{:,}".format,
@@ -83,6 +97,8 @@ def _finalize(value: Any) -> Any:
 
 def bar(score: Score) -> dict[str, str] | None:
     """Give the ends and the middle of a score on a line from 0 to 100; ``None`` where it does not fit there."""
-    if score.value is None or score.low is None or score.high is None or not 0 <= score.low <= score.high <= 1:
+    if score.metric in words.UNBOUNDED or score.value is None or score.low is None or score.high is None:
+        return None
+    if not 0 <= score.low <= score.high <= 1:
         return None
     return {"low": f"{100 * score.low:.2f}", "value": f"{100 * score.value:.2f}", "high": f"{100 * score.high:.2f}"}

@@ -19,8 +19,18 @@ from medtl.report.facts import (
     shown_config,
     weights_name,
 )
-from medtl.report.words import DASH, find_score, interval, label_name, metric_name, number, operating_point
+from medtl.report.words import (
+    DASH,
+    HEADLINE_METRICS,
+    compact,
+    find_score,
+    label_name,
+    metric_name,
+    number,
+    operating_point,
+)
 
+CLASS_METRICS = ("auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv")
 PART_NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
 PLAN_NAMES = {
     "size": "Size, rows × columns",
@@ -180,10 +190,12 @@ def confusion_tables(evaluation: Evaluation) -> tuple[Table, ...]:
         decision = "decision at the operating point" if evaluation.task == "binary" else "most probable class"
         caption = f"Truth (rows) against {decision} (columns), studies"
         return (_confusion_table(caption, classes, counts),)
-    return tuple(
-        _confusion_table(f"“{name}”: truth (rows) against decision (columns)", ("absent", "present"), counts[i : i + 2])
+    rows = tuple(
+        (name, *(f"{n:,}" for row in (counts[i + 1], counts[i]) for n in reversed(row)))
         for i, name in zip(range(0, len(counts), 2), classes, strict=True)
     )
+    head = ("Finding", "present, found", "present, missed", "absent, false alarm", "absent, cleared")
+    return (Table("Truth and decision at the operating point, studies", head, rows, frozenset(range(1, 5))),)
 
 
 def _confusion_table(caption: str, names: tuple[str, ...], counts: tuple[tuple[int, ...], ...]) -> Table:
@@ -208,6 +220,45 @@ def score_groups(evaluation: Evaluation) -> tuple[ScoreGroup, ...]:
     )
 
 
+def headline_group(evaluation: Evaluation) -> ScoreGroup | None:
+    """Give the few figures that a reader needs: of the positive class, or the mean over classes."""
+    found = tuple(s for s in (find_score(evaluation, metric) for metric in HEADLINE_METRICS) if s is not None)
+    if not found:
+        return None
+    return ScoreGroup(label_name(found[0].label, evaluation.classes), found)
+
+
+def class_table(evaluation: Evaluation) -> Table | None:
+    """Tabulate the few figures of each class side by side, where there are several."""
+    if evaluation.task == "binary":
+        return None
+    found = {(s.label, s.metric): s for s in evaluation.scores}
+    shown = [m for m in CLASS_METRICS if any((name, m) in found for name in evaluation.classes)]
+    rows = tuple(
+        (name, *(compact(found[name, m]) if (name, m) in found else DASH for m in shown)) for name in evaluation.classes
+    )
+    return Table("Each class", ("Class", *(metric_name(m) for m in shown)), rows) if shown else None
+
+
+def fold_table(evaluation: Evaluation) -> Table | None:
+    """Tabulate what each fold's test part gave, where folds are pooled."""
+    if not evaluation.folds:
+        return None
+    shown = [m for m in CLASS_METRICS if any(m in fold.values for fold in evaluation.folds)]
+    several = len({fold.repeat for fold in evaluation.folds}) > 1
+    rows = tuple(
+        (
+            f"{fold.fold}, repeat {fold.repeat + 1}" if several else fold.fold,
+            f"{fold.n:,}",
+            f"{fold.patients:,}",
+            *(number(fold.values.get(m)) for m in shown),
+        )
+        for fold in evaluation.folds
+    )
+    head = ("Fold", "Studies", "Patients", *(metric_name(m) for m in shown))
+    return Table("Each fold's own test part", head, rows, frozenset(range(1, len(head))))
+
+
 def comparison_table(facts: Facts) -> Table | None:
     """Tabulate the headline figures of both models side by side, where there are two."""
     if facts.scratch_evaluation is None:
@@ -215,7 +266,7 @@ def comparison_table(facts: Facts) -> Table | None:
     rows = []
     for metric in dict.fromkeys(s.metric for s in facts.evaluation.scores):
         pair = (find_score(facts.evaluation, metric), find_score(facts.scratch_evaluation, metric))
-        rows.append((metric_name(metric), *(DASH if s is None else interval(s) for s in pair)))
+        rows.append((metric_name(metric), *(DASH if s is None else compact(s) for s in pair)))
     return Table("Both models on the same test part", ("Metric", "With transfer", "From scratch"), tuple(rows))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medtl.records import Comparison, Evaluation, Leak, OperatingPoint, Score
-from medtl.report.facts import Facts, count_parts
+from medtl.report.facts import UNKNOWN, Facts, compose, count_parts, has_unseen_sites, studies_by_part
 
 DASH = "–"
 SHOWN_CLASSES = 8
@@ -25,10 +25,28 @@ METRICS = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "f1": "F1",
+    "mcc": "Matthews correlation (−1 to 1)",
+    "kappa": "Cohen’s kappa (−1 to 1)",
+    "weighted_kappa": "Kappa, quadratic weights (−1 to 1)",
+    "positive_likelihood_ratio": "Positive likelihood ratio",
+    "negative_likelihood_ratio": "Negative likelihood ratio (lower is better)",
+    "net_benefit": "Net benefit at the operating point",
     "brier": "Brier score (lower is better)",
+    "log_loss": "Log loss (lower is better)",
     "calibration_error": "Calibration error (lower is better)",
+    "calibration_slope": "Calibration slope (1 is right)",
+    "calibration_intercept": "Calibration intercept (0 is right)",
+    "prevalence": "Share with the finding",
 }
-LOWER_IS_BETTER = frozenset({"brier", "calibration_error"})
+LOWER_IS_BETTER = frozenset({"negative_likelihood_ratio", "brier", "log_loss", "calibration_error"})
+HEADLINE_METRICS = (
+    "auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv", "balanced_accuracy", "prevalence",
+)  # fmt: skip
+# A bar from 0 to 1 says nothing of these, even where a value happens to lie there.
+UNBOUNDED = frozenset({
+    "mcc", "kappa", "weighted_kappa", "positive_likelihood_ratio", "negative_likelihood_ratio", "net_benefit",
+    "log_loss", "calibration_slope", "calibration_intercept",
+})  # fmt: skip
 PARTS_IN_WORDS = {"train": "training", "val": "validation", "test": "test"}
 STATUSES = {
     "validated": "Validated: every condition of the gate was met.",
@@ -64,6 +82,11 @@ def interval(score: Score) -> str:
     if score.low is None or score.high is None:
         return f"{number(score.value)} [{DASH}]"
     return f"{number(score.value)} [{number(score.low)}, {number(score.high)}]"
+
+
+def compact(score: Score) -> str:
+    """Write ``value [low, high]`` so that a narrow column breaks it before the bracket only."""
+    return interval(score) if score.value is None else interval(score).replace(", ", ",\u00a0")
 
 
 def not_estimable(score: Score) -> str:
@@ -195,6 +218,35 @@ def verdict_sentence(facts: Facts, comparison: Comparison) -> str:
     }[verdict(comparison)]
 
 
+def tested_on(facts: Facts) -> str:
+    """Say on whom the figures were measured."""
+    test = studies_by_part(facts)["test"]
+    said = f"{_studies(facts, len(test), len({study.patient for study in test}))} that were kept out of training"
+    sites = {study.site for study in test} - {None}
+    if sites:
+        said += f", from {len(sites)} {'site' if len(sites) == 1 else 'sites'}"
+    age = next(row for row in compose(facts) if row.variable == "Age, years")
+    if age.value != UNKNOWN and age.cells[-1][0].isdigit():
+        said += f"; age {age.cells[-1]}, median (quartiles)"
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def not_for(facts: Facts) -> tuple[str, ...]:
+    """Say where the model must not be used, as far as its limits and findings tell."""
+    found = list(facts.limits)
+    if not has_unseen_sites(facts):
+        found.append("Other sites, scanners or kinds of people than those under Data: it was not tested there.")
+    if facts.examination is not None:
+        gaps = facts.examination.subgroups.gaps
+        clear = [gap for gap in gaps if gap.difference.low is not None and gap.difference.low > 0]
+        if clear:
+            worst = max(clear, key=lambda gap: gap.difference.value or 0.0)
+            found.append(f"With care where {worst.column} is {worst.worst}: it works less well there.")
+        if facts.examination.novelty.threshold is not None:
+            found.append("Images that the model flags as unlike those it learned from.")
+    return tuple(found)
+
+
 def alarms(facts: Facts) -> tuple[str, ...]:
     """Collect what a reader must not miss, loudest first."""
     found = []
@@ -211,6 +263,10 @@ def alarms(facts: Facts) -> tuple[str, ...]:
             f"The sealed test part was opened {facts.test_openings} times. From the second time on it can guide "
             "choices, and its figures may be too good."
         )
+    if facts.examination is not None:
+        found.extend(facts.examination.shortcuts.alarms)
+    if facts.beside is not None and facts.beside.verdict == "inferior":
+        found.append("The release that is live now does better on the same patients: see the comparison.")
     if facts.intended_use is None:
         found.append("No intended use was stated: take this as a research model only.")
     return tuple(dict.fromkeys(found))
@@ -265,13 +321,21 @@ def _studies(facts: Facts, studies: int, patients: int) -> str:
     return f"{studies:,} test studies{people}"
 
 
+def _design(facts: Facts) -> str:
+    if has_unseen_sites(facts):
+        return "The sites of the test part were not trained on, but they were at hand when the study was made."
+    if facts.evaluation.folds:
+        return f"{len(facts.evaluation.folds)} folds of one source, pooled; each was tested by a model of its own."
+    return "One hold-out from the same source as the training data."
+
+
 def standing_limits(facts: Facts) -> tuple[str, ...]:
     """State the limits that hold whatever the figures are."""
     test = next(part for part in count_parts(facts) if part.part == "test")
     limits = [
         "This is not a medical device. No authority has cleared it; a qualified person must take every decision.",
-        "One hold-out from the same source as the training data. Nothing here shows how the model does in another "
-        "hospital, on another scanner, or in another year.",
+        f"{_design(facts)} Nothing here shows how the model does in another hospital, on another scanner, or in "
+        "another year.",
         f"The {facts.level_percent} % intervals cover the choice of test patients ({facts.evaluation.resamples:,} "
         "resamples over patients), not another training run, another split or another population.",
         "Labels are taken as the truth. How they were made, and how well readers agree, was not examined.",
