@@ -510,6 +510,7 @@ class CalibrationFindings:
     after: tuple[Score, ...]
     differences: tuple[Score, ...]  # after minus before, paired by patient
     curves: tuple[Curve, ...]  # after; the label says of which class
+    curves_before: tuple[Curve, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

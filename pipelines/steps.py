@@ -781,10 +781,11 @@ def write_report(
 ) -> tuple[Artifact, Path]:
     """Everything known -> one page; give the artifact and the copy that people open."""
     from medtl.dataset.io import read_plan, read_split
-    from medtl.evaluation.io import read_comparison, read_evaluation
+    from medtl.evaluation.io import read_comparison, read_evaluation, read_predictions
     from medtl.model.io import read_checkpoint
     from medtl.report.facts import Facts
     from medtl.report.io import write_report as write
+    from medtl.report.pdf import is_installed
     from medtl.scans.intake import read_exclusions, read_scans
     from medtl.studies.io import read_cohort
 
@@ -812,6 +813,7 @@ def write_report(
         test_openings=_test_openings(config, prepared.split),
         examination=read_examination(trained.examination.path) if trained.examination else None,
         explanations=read_explanations(trained.explanations.path) if trained.explanations else None,
+        predictions=read_predictions(trained.test.path),
         beside=beside.comparison if beside else None,
         resources=resources,
     )
@@ -824,6 +826,8 @@ def write_report(
         "scratch": scratch.checkpoint.digest if scratch else None,
         "openings": facts.test_openings,
         "beside": asdict(beside) if beside else None,
+        "explanations": trained.explanations.digest if trained.explanations else None,
+        "pdf": is_installed(),
         "code": code_digest("report"),
     }
     artifact = _make(config, "report", inputs, lambda folder: write(folder, facts))
@@ -840,8 +844,13 @@ def _copy_to_reports(config: Config, name: str, report: Artifact) -> Path:
     folder = Store(config.workspace).workspace / "reports"
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
-    write_bytes(folder / name, (report.path / "report.html").read_bytes())
-    AuditLog(config.workspace).note_files("report.published", report.digest, [folder / name])
+    copies = []
+    for kind in (".html", ".pdf"):
+        written = (report.path / "report.html").with_suffix(kind)
+        if written.is_file():
+            copies.append((folder / name).with_suffix(kind))
+            write_bytes(copies[-1], written.read_bytes())
+    AuditLog(config.workspace).note_files("report.published", report.digest, copies)
     return folder / name
 
 

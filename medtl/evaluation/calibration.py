@@ -303,13 +303,20 @@ def examine(
         after.append(score_of(metric, label, other, level, test.patients))
         apart = difference_of(other, one, level)
         differences.append(score_of(f"{metric} difference", label, apart, level, test.patients))
+    curves, old = (_reliabilities(one, reported, classes, bins) for one in (made, test))
+    return CalibrationFindings(calibrator, tuple(before), tuple(after), tuple(differences), curves, old)
+
+
+def _reliabilities(
+    predictions: Predictions, reported: Sequence[int], classes: Sequence[str], bins: int
+) -> tuple[Curve, ...]:
     curves = []
     for index in reported:
-        known = np.isfinite(test.targets[:, index])
+        known = np.isfinite(predictions.targets[:, index])
         if known.any():
-            truth, score = test.targets[known, index], made.probabilities[known, index]
+            truth, score = predictions.targets[known, index], predictions.probabilities[known, index]
             curves.append(reliability(truth, score, bins, classes[index]))
-    return CalibrationFindings(calibrator, tuple(before), tuple(after), tuple(differences), tuple(curves))
+    return tuple(curves)
 
 
 def _estimates(

@@ -26,6 +26,8 @@ SECTIONS: Mapping[str, str] = {
     "abstention": "When not to answer",
     "subgroups": "Subgroups",
     "shortcuts": "Shortcuts",
+    "robustness": "Robustness",
+    "explanations": "Where it looked",
     "comparison": "Comparisons",
     "plan": "Plan",
     "gate": "Gate",
@@ -147,6 +149,8 @@ def _where_known(facts: Facts) -> dict[str, Answer]:
     if facts.evaluation.confusion:
         found["cross table"] = Answer(("results",))
         found["failures"] = Answer(("results",), "confusion table; no single cases")
+    if facts.explanations is not None and facts.explanations.cases:
+        found["explanations"] = Answer(("explanations",), "maps with a check by forgetting; not compared with marks")
     if facts.checkpoint.weights.licence:
         found["licence"] = Answer(("model",), "of the weights it started from")
     return found
@@ -159,6 +163,8 @@ def _where_examined(facts: Facts) -> dict[str, Answer]:
         return found
     flagged = "" if examined.novelty.threshold is None else "; unlike images are flagged"
     found["input"] = Answer(("data", "abstention"), f"unreadable files are refused by code{flagged}")
+    if examined.robustness.tests:
+        found["robustness"] = Answer(("robustness",))
     if examined.calibration.calibrator.method != "none":
         found["updating"] = Answer(("calibration",))
     if examined.abstention.rule.method != "none":

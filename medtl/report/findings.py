@@ -8,9 +8,11 @@ from medtl.records import (
     AbstentionFindings,
     CalibrationFindings,
     Comparison,
+    Explanations,
     Gap,
     NoveltyFindings,
     Probe,
+    Robustness,
     Score,
     ShortcutFindings,
     Subgroup,
@@ -221,3 +223,42 @@ def paired_table(comparison: Comparison) -> Table | None:
         (test.name, number(test.statistic), number(test.p_value), test.note or DASH) for test in comparison.tests
     )
     return Table("Tests of no difference, two-sided", ("Test", "Statistic", "p", "Note"), rows, frozenset({1, 2}))
+
+
+def robustness_table(findings: Robustness) -> Table:
+    """Tabulate what each change of the images does."""
+    rows = tuple(
+        (
+            f"{test.name}, {test.strength}",
+            test.meaning,
+            compact(test.auroc),
+            compact(test.difference),
+            f"{100 * test.changed:.1f} %",
+        )
+        for test in findings.tests
+    )
+    head = ("Change", "Meaning", "AUROC", "Minus unchanged", "Most probable class changed")
+    return Table("The test part's images, changed as another scanner or hand would", head, rows, frozenset({4}))
+
+
+def robustness_sentence(findings: Robustness) -> str:
+    """Name the changes under which the model is worse, beyond chance."""
+    worse = [
+        f"{t.name} ({t.strength})" for t in findings.tests if t.difference.high is not None and t.difference.high < 0
+    ]
+    if not worse:
+        return "No change made the AUROC worse beyond chance."
+    return f"Worse beyond chance, one change looked at a time: {', '.join(worse)}."
+
+
+def sanity_sentence(found: Explanations) -> str:
+    """Say whether the maps depend on what the network learned."""
+    check = found.sanity
+    if check is None or check.passed is None:
+        return "Whether the maps depend on what was learned could not be told."
+    last = check.correlations[-1][1]
+    return (
+        f"When the network forgets everything, its maps have a rank correlation of {number(last)} with those of before "
+        f"({check.images} images, {check.draws} draws of random weights; below {check.bound:g} is asked for): the map "
+        f"{check.verdict}."
+    )

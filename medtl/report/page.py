@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from medtl.records import Score
+from medtl.records import Curve, Score
 from medtl.report import figures, findings, tables, words
 from medtl.report.checklists import SECTIONS, checklists
 from medtl.report.facts import Facts, score_histograms
@@ -49,7 +49,7 @@ def _figures(facts: Facts) -> dict[str, str | None]:
         "training": figures.training_curves(facts.checkpoint) if facts.checkpoint.history else None,
         "roc": figures.roc(evaluation),
         "pr": figures.precision_recall(evaluation),
-        "calibration": figures.calibration(evaluation.curves),
+        "calibration": figures.calibration(evaluation.curves, _before(facts)),
         "decision": figures.decision(evaluation),
         "histograms": figures.histograms(score_histograms(facts)),
         "forest": None if examined is None else figures.forest(examined.subgroups, evaluation),
@@ -59,6 +59,14 @@ def _figures(facts: Facts) -> dict[str, str | None]:
         else figures.difference(facts.beside, ("this model", "the live release")),
     }
     return {name: None if svg is None else as_data(svg) for name, svg in drawn.items()}
+
+
+def _before(facts: Facts) -> tuple[Curve, ...]:
+    """Give the calibration curves from before the calibrator, where there was one."""
+    examined = facts.examination
+    if examined is None or examined.calibration.calibrator.method == "none":
+        return ()
+    return examined.calibration.curves_before
 
 
 def as_data(svg: str) -> str:
