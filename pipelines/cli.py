@@ -244,6 +244,37 @@ def predict(
 
 
 @app.command(group=_RUNS)
+def elsewhere(
+    config: ConfigFile,
+    *,
+    scans: Annotated[Path, Parameter(help="folder of labelled scans from elsewhere, with its label table")],
+    release: Annotated[str | None, Parameter(help="release to ask; default: the live one, else the newest")] = None,
+    allow_candidate: Annotated[
+        bool, Parameter(help="also ask a release that no gate has validated", negative="")
+    ] = False,
+    set_: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Measure a release on labelled scans of another hospital, scanner or year; compare with what it was released with.
+
+    The label table has the columns that the config names (--set studies.labels.label=... for others). Nothing is
+    fitted; patients and images that taught the release are refused.
+    """
+    from pipelines.validation import Elsewhere
+
+    summary = _flow(load(config, set_), "elsewhere", Elsewhere(scans, release, allow_candidate))
+    rows = [
+        (name, *(number(found[key]) for key in ("value", "low", "high"))) for name, found in summary["metrics"].items()
+    ]
+    for name, found in summary["change"].items():
+        rows.append((f"{name}, minus as released", *(number(found[key]) for key in ("value", "low", "high"))))
+    title = f"{summary['release']} on {summary['studies']} studies of {summary['patients']} patients, 95 % intervals"
+    show_table(summary, json_, title, _METRIC_COLUMNS, rows)
+    if not json_:
+        print(f"report  {summary['report']}")
+
+
+@app.command(group=_RUNS)
 def serve(
     config: ConfigFile,
     *,

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from pipelines import apply, contenders, examination, explanations, incumbent, pooling, steps
+from pipelines import apply, contenders, examination, explanations, incumbent, pooling, steps, validation
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -84,6 +84,7 @@ compare = _task(steps.compare)
 compare_with_live = _task(incumbent.compare_with_live)
 make_release = _task(steps.make_release)
 write_report = _task(steps.write_report)
+validate_elsewhere = _task(validation.validate_elsewhere)
 apply_release = _task(apply.apply_release)
 take_patients = _task(contenders.take_patients)
 add_to_vault = _task(steps.add_to_vault)

@@ -75,3 +75,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stderr
     return folder / "w"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """Give labelled scans of other patients, a little darker."""
+    folder = write_study(tmp_path / "elsewhere", patients=16, seed=9)
+    table = folder / "labels.csv"
+    table.write_text(table.read_text().replace(",patient-", ",other-"))
+    return folder
