@@ -18,10 +18,10 @@ import base64
 import binascii
 import contextlib
 import fcntl
-import getpass
 import io
 import json
 import os
+import pwd
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -86,6 +86,7 @@ class _Held:
 
     read: int = 0
     named: set[_Named] = field(default_factory=set)
+    made: dict[str, tuple[str, str]] = field(default_factory=dict)  # folder -> digest and manifest of a result
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256, as last said
 
 
@@ -134,7 +135,7 @@ class AuditLog:
         """Read all events, oldest first, after verifying the chain, its signatures and its end.
 
         Args:
-            public_keys: where given, every event must be signed with one of them.
+            public_keys: where given, every event from the first signed one on must be signed with one of them.
 
         Raises:
             TamperedError: see :meth:`verify`.
@@ -166,7 +167,7 @@ class AuditLog:
         torn = lines.pop() if len(lines) > head["events"] and not lines[-1].endswith(b"\n") else b""
         events: list[Happened] = []
         previous = GENESIS
-        known = {fingerprint_of(key): key for key in public_keys}
+        trusted, signed = [_public_text(key) for key in public_keys], False
         for number, line in enumerate(lines, 1):
             event = _read(line)
             chained = event is not None and (event["previous"], event["sequence"]) == (previous, number)
@@ -175,11 +176,16 @@ class AuditLog:
                     f"{self.path}: line {number} is not what was written there, or a line before it is missing. "
                     "Compare with a backup; nothing from this line on can be trusted."
                 )
-            if known:
-                _check_signature(self.path, number, event, known)
+            if event.get("key"):
+                _check_signature(self.path, number, event, trusted)
+            elif signed:
+                raise TamperedError(f"{self.path}: line {number} is not signed, and those before it are.")
+            signed = signed or bool(event.get("key"))
             previous = event["hash"]
             events.append(event)
         self._check_end(events, head)
+        if trusted and not signed:
+            raise TamperedError(f"{self.path}: no event is signed with a key that was given.")
         return events, len(events) - head["events"], len(torn)
 
     def once(self, events: Sequence[Event]) -> int:
@@ -193,6 +199,10 @@ class AuditLog:
         if new:
             self.extend(new)
         return len(new)
+
+    def made(self, folder: str) -> tuple[str, str] | None:
+        """Give the digest and the manifest's sha256 of the result that was made in a folder and not discarded."""
+        return self._held().made.get(folder)
 
     def note_files(self, action: str, subject: str, paths: Iterable[Path]) -> None:
         """Add one event with the sha256 of files of the workspace that are not as the log said last.
@@ -227,6 +237,10 @@ class AuditLog:
                 continue  # it is found by verify, which is asked for that
             details = event.get("details") or {}
             held.named.add(_named(event.get("action"), event.get("subject"), details))
+            if str(event.get("action")).endswith(".made"):
+                held.made[str(details.get("folder"))] = (str(event.get("subject")), str(details.get("manifest")))
+            elif event.get("action") == "result.discarded":
+                held.made.pop(str(details.get("folder")), None)
             if isinstance(details.get("files"), dict):
                 held.files |= details["files"]
         held.read += len(whole)
@@ -276,9 +290,7 @@ class AuditLog:
     def _last(self, stream: io.FileIO) -> Happened | None:
         """Read the last whole event; it must be the one that the head names, or the first after it."""
         head = self._head()
-        end = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, end - (1 << 20)))
-        whole = [line for line in stream.read().splitlines(keepends=True) if line.endswith(b"\n")]
+        whole = [line for line in _tail(stream).splitlines(keepends=True) if line.endswith(b"\n")]
         last = _read(whole[-1]) if whole else None
         here = (last["sequence"], last["hash"]) if last else (0, GENESIS)
         unreadable = bool(whole) and last is None
@@ -292,8 +304,7 @@ class AuditLog:
     def _recovered(self, stream: io.FileIO, last: Happened | None) -> list[Event]:
         """Say what a crash left: events without a head, and a piece of a line, which is kept beside the log."""
         end, sequence = stream.seek(0, os.SEEK_END), last["sequence"] if last else 0
-        stream.seek(max(0, end - (1 << 20)))
-        torn = stream.read().rpartition(b"\n")[2]
+        torn = _tail(stream).rpartition(b"\n")[2]
         if torn:
             write_bytes(self.path.with_name(f"audit.torn-{sequence + 1}"), torn)
             stream.truncate(end - len(torn))
@@ -312,13 +323,23 @@ class AuditedStore(Store):
             TamperedError, StorageError, ConfigError: also where the trail cannot be written.
         """
         artifact = super().make(kind, inputs, build)
+        trail, folder = AuditLog(self.workspace), artifact.path.relative_to(self.workspace).as_posix()
+        manifest = file_digest(artifact.path / MANIFEST)
+        known = trail.made(folder)
+        if known == (artifact.digest, manifest):
+            return artifact
+        if known is not None and artifact.reused:
+            raise TamperedError(
+                f"'{artifact.path}' is not what the audit trail says was made there, though its files agree with one "
+                "another. Find out who wrote it; if nothing is wrong: medtl audit discard, and run again."
+            )
         details = {
-            "folder": artifact.path.relative_to(self.workspace).as_posix(),
+            "folder": folder,
             "made_from": artifact.fingerprint,
-            "manifest": file_digest(artifact.path / MANIFEST),
+            "manifest": manifest,
             "code": inputs.get("code"),
         }
-        AuditLog(self.workspace).once([Event(f"{kind}.made", artifact.digest, details=details)])
+        trail.append(f"{kind}.made", artifact.digest, details=details)
         return artifact
 
 
@@ -402,7 +423,7 @@ def _happened(event: Event, last: Happened | None, key: Ed25519PrivateKey | None
         "outcome": event.outcome,
         "details": json.loads(canonical(event.details or {})),
         "previous": last["hash"] if last else GENESIS,
-        "key": fingerprint_of(key.public_key()) if key else None,
+        "key": _public_text(key.public_key()) if key else None,
     }
     happened["hash"] = digest_of(happened)
     if key is not None:
@@ -421,7 +442,7 @@ def _hash_of(event: Happened) -> str:
 def _read(line: bytes) -> Happened | None:
     """Read one line; None unless it is exactly what this module would have written."""
     try:
-        event = json.loads(line)
+        event = json.loads(line, parse_constant=_no_constant)
         # nothing said twice, nothing respelled, nothing cut off
         good = _line(event) + b"\n" == line and isinstance(event["sequence"], int) and isinstance(event["hash"], str)
         good = good and isinstance(event["previous"], str) and ("signature" in event) == bool(event.get("key"))
@@ -430,16 +451,39 @@ def _read(line: bytes) -> Happened | None:
     return event if good else None
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
 def _line(event: Mapping[str, Any]) -> bytes:
     return json.dumps(event, sort_keys=True, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
-def _check_signature(path: Path, number: int, event: Happened, known: Mapping[str, Ed25519PublicKey]) -> None:
+def _check_signature(path: Path, number: int, event: Happened, trusted: Sequence[str]) -> None:
+    """Check an event's signature with the key that it names, and that this key is one of the trusted, if any are."""
     try:
-        signature = base64.b64decode(event["signature"], validate=True)
-        known[event["key"]].verify(signature, event["hash"].encode())
-    except (KeyError, TypeError, binascii.Error, InvalidSignature) as error:
-        raise TamperedError(f"{path}: line {number} is not signed with a key that was given.") from error
+        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(event["key"], validate=True))
+        key.verify(base64.b64decode(event["signature"], validate=True), event["hash"].encode())
+    except (TypeError, ValueError, binascii.Error, InvalidSignature) as error:
+        raise TamperedError(f"{path}: line {number} does not carry the signature that was written there.") from error
+    if trusted and event["key"] not in trusted:
+        raise TamperedError(f"{path}: line {number} is not signed with a key that was given.")
+
+
+def _public_text(key: Ed25519PublicKey) -> str:
+    raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return base64.b64encode(raw).decode()
+
+
+def _tail(stream: io.FileIO) -> bytes:
+    """Read the end of a log, far enough back to hold its last whole line."""
+    end, length = stream.seek(0, os.SEEK_END), 1 << 20
+    while True:
+        stream.seek(max(0, end - length))
+        data = stream.read()
+        if length >= end or data.count(b"\n") >= 2:
+            return data
+        length *= 2
 
 
 def _write_whole(stream: io.FileIO, lines: bytes) -> None:
@@ -457,6 +501,6 @@ def _write_whole(stream: io.FileIO, lines: bytes) -> None:
 
 def _actor() -> str:
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
+        return pwd.getpwuid(os.getuid()).pw_name  # not the environment's: anybody may set that
+    except KeyError:
         return f"uid-{os.getuid()}"

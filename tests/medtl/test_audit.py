@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from medtl.artifacts import digest_of, file_digest
-from medtl.audit import GENESIS, AuditLog, Event, make_key, read_public_key
+from medtl.artifacts import Store, digest_of, file_digest, write_bytes
+from medtl.audit import GENESIS, AuditedStore, AuditLog, Event, make_key, read_public_key
 from medtl.errors import ConfigError, StorageError, TamperedError
+from medtl.records import Artifact
 
 ROOT = Path(__file__).parents[2]
 
@@ -276,17 +278,17 @@ def test_without_the_key_nobody_writes_into_a_signed_log(
     with pytest.raises(ConfigError, match="is signed"):
         log.append("did", "more")
     forged = filled(tmp_path / "forged")
-    with pytest.raises(TamperedError, match="line 1 is not signed"):
+    with pytest.raises(TamperedError, match="no event is signed"):
         forged.verify(public_keys=[read_public_key(key.with_name("audit.pem.pub"))])
 
 
 def test_a_signature_that_was_taken_off_or_changed_is_found(tmp_path: Path, key: Path) -> None:
-    log, public = filled(tmp_path / "w", 3), read_public_key(key.with_name("audit.pem.pub"))
+    log = filled(tmp_path / "w", 3)
     whole = log.path.read_text()
     signature = json.loads(whole.splitlines()[1])["signature"]
     log.path.write_text(whole.replace(signature, signature[::-1]))
-    with pytest.raises(TamperedError, match="line 2 is not signed"):
-        log.verify(public_keys=[public])
+    with pytest.raises(TamperedError, match="line 2 does not carry the signature"):
+        log.verify()
     log.path.write_text(whole.replace(f', "signature": "{signature}"', ""))
     with pytest.raises(TamperedError, match="line 2 "):
         log.verify()
@@ -305,3 +307,71 @@ def test_a_key_that_cannot_be_read_is_one_sentence(
         read_public_key(path)
     with pytest.raises(StorageError, match="never overwritten"):
         make_key(path)
+
+
+def test_a_log_that_began_without_a_key_is_verified_from_the_first_signed_line_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = filled(tmp_path / "w", 2)
+    make_key(tmp_path / "late.pem")
+    monkeypatch.setenv("MEDTL_AUDIT_KEY", str(tmp_path / "late.pem"))
+    log.append("did", "signed")
+    assert log.verify(public_keys=[read_public_key(tmp_path / "late.pem.pub")]).signed == 1
+
+
+def test_the_user_is_the_systems_and_not_what_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "head.of.radiology")
+    monkeypatch.setenv("USER", "head.of.radiology")
+    log = filled(tmp_path, 1)
+    assert log.events()[0]["actor"] != "head.of.radiology"
+
+
+def test_a_very_long_event_does_not_end_the_log(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path)
+    log.append("did", "much", details={"text": "x" * 3_000_000})
+    log.append("did", "more")
+    assert log.verify().events == 2
+
+
+def test_a_number_that_is_none_is_a_line_that_is_named(tmp_path: Path) -> None:
+    log = filled(tmp_path, 2)
+    log.path.write_bytes(log.path.read_bytes().replace(b'"number": 1', b'"number": NaN'))
+    with pytest.raises(TamperedError, match="line 2 "):
+        log.verify()
+
+
+# ------------------------------------------------------------------------------------------------ results on the trail
+
+
+def test_an_altered_result_whose_own_manifest_fits_is_refused_and_not_entered(tmp_path: Path) -> None:
+    def result(text: str) -> Artifact:
+        return AuditedStore(tmp_path).make("plan", {"n": 1}, lambda folder: write_bytes(folder / "x", text.encode()))
+
+    made = result("0.6")
+    forged = Store(tmp_path / "other").make("plan", {"n": 1}, lambda folder: write_bytes(folder / "x", b"0.9"))
+    shutil.rmtree(made.path)
+    shutil.copytree(forged.path, made.path)
+    with pytest.raises(TamperedError, match="not what the audit trail says"):
+        result("0.6")
+    assert len(AuditLog(tmp_path).events()) == 1
+
+
+def test_a_result_that_was_deleted_or_discarded_is_entered_anew(tmp_path: Path) -> None:
+    def result() -> Artifact:
+        return AuditedStore(tmp_path).make("plan", {"n": 1}, lambda folder: write_bytes(folder / "x", b"0.6"))
+
+    trail, made = AuditLog(tmp_path), result()
+    folder = made.path.relative_to(tmp_path).as_posix()
+    assert result().reused and len(trail.events()) == 1
+    trail.append("result.discarded", made.digest, details={"folder": folder})
+    shutil.rmtree(made.path)
+    result()
+    assert [event["action"] for event in trail.events()] == ["plan.made", "result.discarded", "plan.made"]
+
+
+def test_a_result_whose_event_a_crash_swallowed_is_entered_when_it_is_found(tmp_path: Path) -> None:
+    Store(tmp_path).make("plan", {"n": 1}, lambda folder: write_bytes(folder / "x", b"0.6"))
+    assert AuditedStore(tmp_path).make("plan", {"n": 1}, lambda _: None).reused
+    assert [event["action"] for event in AuditLog(tmp_path).events()] == ["plan.made"]
