@@ -165,7 +165,11 @@ def audit_anchor(
     if to is not None:
         anchor_to_file(chain, to)
     if command:
-        anchor_by_command(chain, shlex.split(command))
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise ConfigError(f"--command {command}: {error}. Close the quotation.") from error
+        anchor_by_command(chain, words)
     show_table(
         {"events": chain.events, "head": chain.head},
         json_,
@@ -241,7 +245,10 @@ def _trail(workspace: Path) -> AuditLog:
 
 def _moment(text: str) -> date | datetime:
     try:
-        return date.fromisoformat(text) if len(text) == 10 else datetime.fromisoformat(text)
+        found = date.fromisoformat(text) if len(text) == 10 else datetime.fromisoformat(text)
+        if not 2000 <= found.year < 9999:
+            raise ValueError
+        return found
     except ValueError as error:
         raise ConfigError(f"'{text}' is no day and no moment: write 2026-01-31 or 2026-01-31T14:30.") from error
 

@@ -64,6 +64,7 @@ def calibrate(config: Config, plan: Artifact, val: Artifact) -> Artifact:
 
     wanted = config.evaluation
     inputs = {
+        "plan": plan.digest,
         "val": val.digest,
         "config": [wanted.calibration.model_dump(mode="json"), wanted.abstention.model_dump(mode="json")],
         "seed": config.seed,
@@ -90,6 +91,7 @@ def look_inside(config: Config, checkpoint: Artifact, prepared: Prepared) -> Art
 
     inputs = {
         "checkpoint": checkpoint.digest,
+        "cohort": prepared.cohort.digest,
         "split": prepared.split.digest,
         "pack": prepared.pack.digest,
         "batch_size": config.model.batch_size,
@@ -142,6 +144,8 @@ def stress(config: Config, prepared: Prepared, trained: Trained) -> Artifact:
     inputs = {
         "checkpoint": trained.checkpoint.digest,
         "test": trained.test.digest,
+        "cohort": prepared.cohort.digest,
+        "split": prepared.split.digest,
         "pack": prepared.pack.digest,
         "calibrator": trained.calibrator.digest,
         "config": config.evaluation.uncertainty.model_dump(mode="json"),
@@ -184,6 +188,10 @@ def examine(config: Config, prepared: Prepared, trained: Trained, inside: Artifa
     inputs = {
         "calibrator": trained.calibrator.digest,
         "features": inside.digest,
+        "plan": prepared.plan.digest,
+        "scans": prepared.scans.digest,
+        "pack": prepared.pack.digest,
+        "split": prepared.split.digest,
         "robustness": stressed.digest,
         "cohort": prepared.cohort.digest,
         "test": [trained.raw_test.digest, trained.test.digest],

@@ -27,6 +27,8 @@ def explain(config: Config, prepared: Prepared, trained: Trained) -> Artifact:
         "checkpoint": trained.checkpoint.digest,
         "test": trained.test.digest,
         "evaluation": trained.evaluation.digest,
+        "cohort": prepared.cohort.digest,
+        "plan": prepared.plan.digest,
         "pack": prepared.pack.digest,
         "seed": config.seed,
         "code": code_digest("model", "dataset", "evaluation"),

@@ -28,6 +28,7 @@ def pool_folds(config: Config, cohort: Artifact, found: list[Tested]) -> Artifac
     from medtl.studies.io import read_cohort
 
     inputs = {
+        "cohort": cohort.digest,
         "folds": [[one.name, one.repeat, one.trained.test.digest, one.trained.evaluation.digest] for one in found],
         "config": config.evaluation.model_dump(mode="json"),
         "seed": config.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -155,13 +156,21 @@ def registry_import(
     """Take a release in that was made elsewhere. It is validated here if it passed its gate there; never approved."""
     from medtl.artifacts import file_digest, read_record
     from medtl.audit import AuditedStore
+    from medtl.errors import TamperedError
     from medtl.records import Release
     from medtl.registry import parcel
     from medtl.registry.io import RELEASE, Register
+    from medtl.registry.promotion import status_of
 
     word = asdict(_word(by, role, reason))
     artifact = parcel.unpack(file, AuditedStore(workspace))
     release, register = read_record(artifact.path / RELEASE, Release), Register(workspace)
+    claimed = status_of(release.checks, has_gate=bool(release.checks))
+    if not re.fullmatch(r"r-[0-9a-f]{12}", release.release_id) or release.status not in ("candidate", claimed):
+        raise TamperedError(f"'{file}' holds a release that calls itself what its gate does not. It was not entered.")
+    known = next((e for e in register.entries() if e.release.release_id == release.release_id), None)
+    if known is not None and known.digest != artifact.digest:
+        raise TamperedError(f"Another release is entered as {release.release_id} already. This one was not.")
     sha256 = file_digest(file)
     register.trail.append(
         "release.imported", release.release_id, details={**word, "name": release.name, "sha256": sha256}

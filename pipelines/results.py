@@ -43,6 +43,7 @@ class Inputs:
     labels: str | None
     weights: str | None
     pretraining: str | None  # list of what the weights were trained on
+    readmitted: str  # what a person took back from quarantine
     key: str
 
 
@@ -53,6 +54,8 @@ def fetches(config: Config) -> bool:
 
 def look_at_inputs(config: Config) -> Inputs:
     """Hash everything that a run depends on; decode nothing."""
+    from medtl.scans.quarantine import readmissions
+
     names = load_pseudonymiser(config.scans.key_file)
     table, files = label_table(config), source_files(config)
     weights, listed = Path(config.model.weights), config.dataset.split.pretraining_hashes
@@ -61,6 +64,7 @@ def look_at_inputs(config: Config) -> Inputs:
         source=digest_of([[names.file(f.relative), f.sha256, f.refusal.code if f.refusal else None] for f in files]),
         labels=file_digest(table) if table is not None and table.is_file() else None,
         weights=_weights_digest(config) if not weights.is_file() else file_digest(weights),
+        readmitted=digest_of([[one.content, one.code] for one in readmissions(config.workspace)]),
         pretraining=file_digest(listed) if listed is not None and listed.is_file() else None,
         key=names.fingerprint,
     )
@@ -130,8 +134,17 @@ def finished_run(config: Config) -> dict[str, Any] | None:
     return {**summary, "status": now}  # it may have been promoted or retired since
 
 
-def remember_run(config: Config, artifacts: tuple[Artifact, ...], summary: Mapping[str, Any]) -> None:
-    """Write down that a run is done and what it gave."""
+def key_now(config: Config) -> str:
+    """Name a run by what it starts from; ask before it starts: what comes in meanwhile belongs to the next one."""
+    return run_key(config, look_at_inputs(config))
+
+
+def remember_run(config: Config, key: str, artifacts: tuple[Artifact, ...], summary: Mapping[str, Any]) -> None:
+    """Write down that a run is done and what it gave.
+
+    Args:
+        key: of :func:`key_now`, from before the run began.
+    """
     root = config.workspace.absolute()
     folder = root / "runs"
     with storage_errors(folder):
@@ -142,7 +155,7 @@ def remember_run(config: Config, artifacts: tuple[Artifact, ...], summary: Mappi
         "order": names,
         "summary": dict(summary),
     }
-    path = folder / f"{run_key(config, look_at_inputs(config))[:32]}.json"
+    path = folder / f"{key[:32]}.json"
     write_json(path, record)
     AuditLog(root).note_files("run.remembered", str(summary["release"]), [path])
 

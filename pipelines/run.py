@@ -23,7 +23,7 @@ async def run(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     if results.fetches(config):
         await tasks.fetch_scans(config)
-    done = results.finished_run(config)
+    key, done = results.key_now(config), results.finished_run(config)
     if done is not None:
         return {**done, "reused": True, "seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}
     prepared = await prepare(config)
@@ -39,7 +39,7 @@ async def run(config: Config) -> dict[str, Any]:
     report, page = await tasks.write_report(config, prepared, trained, scratch, comparison, release, resources, beside)
     summary = results.summarise(config, prepared, trained, comparison, release, page)
     results.remember_run(
-        config, (*results.artifacts_of(prepared, trained, scratch, comparison), artifact, report), summary
+        config, key, (*results.artifacts_of(prepared, trained, scratch, comparison), artifact, report), summary
     )
     return {**summary, "reused": False, **resources}
 

@@ -457,6 +457,7 @@ def fit_in_phases(
         "save_every_s",
     )
     inputs = {
+        "cohort": cohort.digest,  # the labels
         "split": split.digest,
         "pack": pack.digest,
         "config": {
@@ -535,6 +536,7 @@ def predict_part(
 
     inputs = {
         "checkpoint": checkpoint.digest,
+        "cohort": cohort.digest,
         "split": split.digest,
         "pack": pack.digest,
         "part": part,
@@ -542,12 +544,11 @@ def predict_part(
         "code": code_digest("model", "dataset", "evaluation"),
     }
 
+    if part == "test":
+        _open_test(config, cohort, split, checkpoint, inputs, purpose)
+
     def build(folder: Path) -> None:
         known, parts = read_cohort(cohort.path), dataset_io.read_split(split.path)
-        if part == "test":
-            proof = prove_again(config, cohort, split)
-            details = {"checkpoint": checkpoint.digest, "purpose": purpose, "clean": proof.clean}
-            AuditLog(config.workspace).append("test.opened", split.digest, details=details)
         chosen, rows = parts.part(part), _rows(known)
         images, targets = dataset_io.read_pack(pack.path), known.targets
         slices = slices_of(images, len(known.studies))
@@ -567,6 +568,23 @@ def predict_part(
     return _make(config, "predictions", inputs, build)
 
 
+def _open_test(
+    config: Config, cohort: Artifact, split: Artifact, checkpoint: Artifact, inputs: Mapping[str, Any], purpose: str
+) -> None:
+    """Prove the split clean again and enter the look at its test part, unless this look is entered already."""
+    looked = any(
+        event["action"] == "test.opened"
+        and event["subject"] == split.digest
+        and (event["details"].get("checkpoint"), event["details"].get("purpose")) == (checkpoint.digest, purpose)
+        for event in AuditLog(config.workspace).events()
+    )
+    if looked and Store(config.workspace).find("predictions", inputs) is not None:
+        return
+    proof = prove_again(config, cohort, split)
+    details = {"checkpoint": checkpoint.digest, "purpose": purpose, "clean": proof.clean}
+    AuditLog(config.workspace).append("test.opened", split.digest, details=details)
+
+
 def evaluate(config: Config, plan: Artifact, val: Artifact, test: Artifact) -> Artifact:
     """Predictions -> evaluation with intervals."""
     from medtl.dataset.io import read_plan
@@ -574,6 +592,7 @@ def evaluate(config: Config, plan: Artifact, val: Artifact, test: Artifact) -> A
     from medtl.evaluation.assess import assess
 
     inputs = {
+        "plan": plan.digest,
         "val": val.digest,
         "test": test.digest,
         "config": _settings(config.evaluation),
@@ -672,12 +691,13 @@ def make_release(
     config: Config, prepared: Prepared, trained: Trained, beside: Beside | None = None
 ) -> tuple[Artifact, Release]:
     """Checkpoint and evaluation -> release, entered in the register as the gate decides."""
-    from medtl.dataset.io import read_plan
+    from medtl.dataset.io import read_plan, read_split
     from medtl.evaluation.io import read_evaluation
     from medtl.model.io import read_checkpoint
     from medtl.registry import parcel, promotion
     from medtl.registry.io import RELEASE, Register
     from medtl.report.card import card
+    from medtl.report.words import leak_warning
 
     evaluation = read_evaluation(trained.evaluation.path)
     checks = _checks(config, prepared, trained, evaluation, beside)
@@ -690,6 +710,7 @@ def make_release(
         "examination": trained.examination.digest if trained.examination else None,
         "gate": [_settings(config.registry.promotion), [asdict(check) for check in checks]],
         "report": _settings(config.report),
+        "provenance": provenance(config, prepared, trained),
         "code": code_digest("registry", "report"),
     }
     release = Release(
@@ -700,6 +721,8 @@ def make_release(
         provenance=provenance(config, prepared, trained),
     )
 
+    leaks = read_split(prepared.split.path).leaks
+
     def build(folder: Path) -> None:
         parts = (trained.checkpoint, prepared.plan, trained.calibrator, trained.evaluation, trained.examination)
         for source in filter(None, parts):
@@ -707,10 +730,10 @@ def make_release(
                 if path.name != "manifest.json":
                     (folder / path.name).write_bytes(path.read_bytes())
         write_record(folder / RELEASE, release)
+        limits = (*([leak_warning(leaks)] if leaks else []), *config.report.limits)
         told = card(
-            config.report.title or config.name, config.report.intended_use, config.report.limits,
-            read_plan(prepared.plan.path), read_checkpoint(trained.checkpoint.path), evaluation, checks,
-            release.provenance,
+            config.report.title or config.name, config.report.intended_use, limits, read_plan(prepared.plan.path),
+            read_checkpoint(trained.checkpoint.path), evaluation, checks, release.provenance,
         )  # fmt: skip
         write_bytes(folder / parcel.CARD, told.encode())
         write_json(folder / parcel.SBOM, parcel.bill_of_materials())
@@ -783,7 +806,7 @@ def write_report(
     from medtl.dataset.io import read_plan, read_split
     from medtl.evaluation.io import read_comparison, read_evaluation, read_predictions
     from medtl.model.io import read_checkpoint
-    from medtl.report.facts import Facts
+    from medtl.report.facts import Facts, shown_config
     from medtl.report.io import write_report as write
     from medtl.report.pdf import is_installed
     from medtl.scans.intake import read_exclusions, read_scans
@@ -821,7 +844,11 @@ def write_report(
         "release": release.release_id,
         "status": release.status,
         "report": _settings(config.report),
+        "scans": prepared.scans.digest,
         "cohort": prepared.cohort.digest,
+        "split": prepared.split.digest,
+        "shown": digest_of(shown_config(facts.config)),
+        "provenance": digest_of(dict(release.provenance)),
         "comparison": comparison.digest if comparison else None,
         "scratch": scratch.checkpoint.digest if scratch else None,
         "openings": facts.test_openings,

@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from medtl.progress import advance
 
 log = logging.getLogger("medtl")
 NOT_EVIDENCE = ("cache", "index", "locks", "logs", "prefect", "unfinished")  # folders that prove nothing
-_LISTED = ("registry", "runs")  # folders whose every file is on the trail
+_LONGEST = 2000  # characters of an error on the trail
+_LISTED = ("registry", "runs", "reports")  # folders whose every file is on the trail
 P = ParamSpec("P")
 Flow = Callable[Concatenate[Config, P], Coroutine[Any, Any, dict[str, Any]]]
 
@@ -42,9 +44,10 @@ def recorded(run: Flow[P]) -> Flow[P]:
             summary = await run(config, *args, **kwargs)
         except BaseException as error:  # also a signal: whatever ends it is entered, then goes on its way
             # our own messages never hold a patient; anybody else's may
-            why = str(error) if isinstance(error, MedtlError) else ""
+            why = str(error)[:_LONGEST] if isinstance(error, MedtlError) else ""
             details = {**said, "error": type(error).__name__, "why": why}
             trail.append("run.failed", run_id, "failed", details)
+            anchor(trail, config.audit)
             raise
         results: dict[str, Any] = {k: summary[k] for k in ("release", "status", "reused", "seconds") if k in summary}
         trail.append("run.finished", run_id, details={**said, **results})
@@ -57,7 +60,9 @@ def recorded(run: Flow[P]) -> Flow[P]:
 def unchanged(config: Config, summary: Mapping[str, Any]) -> None:
     """Enter a run that had nothing to do."""
     details = {"name": config.name, "config": _config_digest(config), "release": summary["release"]}
-    AuditLog(config.workspace).append("run.unchanged", f"run-{uuid.uuid4().hex[:12]}", details=details)
+    trail = AuditLog(config.workspace)
+    trail.append("run.unchanged", f"run-{uuid.uuid4().hex[:12]}", details=details)
+    anchor(trail, config.audit)
 
 
 def _config_digest(config: Config) -> str:
@@ -149,12 +154,31 @@ def verify_workspace(workspace: Path, chain: Chain, events: Sequence[Mapping[str
     root = workspace.absolute()
     faults = _end_faults(chain)
     entered = _entered(events)
-    there = {path.parent.relative_to(root).as_posix() for path in (root / "artifacts").glob(f"*/*/{MANIFEST}")}
+    there = {path.relative_to(root).as_posix() for path in (root / "artifacts").glob("*/[!.]*") if path.is_dir()}
     names = sorted(entered.keys() | there)
     for done, folder in enumerate(names, 1):
         faults += _result_faults(root, folder, entered.get(folder))
         advance("verifying results", done, len(names))
-    return faults + list(_file_faults(root, events))
+    found = faults + list(_file_faults(root, events)) + list(_torn_faults(root, events))
+    if any(fault.what == "unknown" for fault in found):
+        return _without_the_latest(root, found)
+    return found
+
+
+def _without_the_latest(root: Path, faults: Sequence[Fault]) -> list[Fault]:
+    """Look again for entries of what was unknown: a run beside this one may have entered it meanwhile."""
+    time.sleep(1.0)
+    events = AuditLog(root).events()
+    folders, files = _entered(events), {name for event in events for name in _files_of(event)}
+    return [f for f in faults if f.what != "unknown" or (f.where not in folders and f.where not in files)]
+
+
+def _torn_faults(root: Path, events: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
+    """Hold the pieces of lines that crashes left against what was said of them."""
+    said = {event["subject"] for event in events if event["action"] == "log.recovered"}
+    for path in sorted(root.glob("audit.torn-*")):
+        if file_digest(path) not in said:
+            yield Fault("unknown", path.name, "nobody said of this piece that it was set aside")
 
 
 def _end_faults(chain: Chain) -> list[Fault]:
@@ -197,7 +221,7 @@ def _file_faults(root: Path, events: Sequence[Mapping[str, Any]]) -> Iterator[Fa
     """Hold single files that the trail names by their sha256 against it: register, pages, runs, table of quarantine."""
     last: dict[str, Mapping[str, Any]] = {}
     for event in events:
-        for name, sha256 in event["details"].get("files", {}).items() if _names_files(event) else ():
+        for name, sha256 in _files_of(event).items():
             last[name] = {"sha256": sha256, "time": event["time"]}
     for name, said in sorted(last.items()):
         path = root / name
@@ -208,9 +232,11 @@ def _file_faults(root: Path, events: Sequence[Mapping[str, Any]]) -> Iterator[Fa
     for folder in _LISTED:
         for path in sorted((root / folder).glob("*")):
             name = path.relative_to(root).as_posix()
-            if name not in last:
+            if name not in last and not path.name.startswith("."):  # half written by what was killed
                 yield Fault("unknown", name, "nobody entered it on the trail")
 
 
-def _names_files(event: Mapping[str, Any]) -> bool:
-    return isinstance(event["details"].get("files"), dict)
+def _files_of(event: Mapping[str, Any]) -> Mapping[str, str]:
+    """Give the files that an event names by their sha256."""
+    files = event["details"].get("files")
+    return files if isinstance(files, dict) else {}

@@ -16,6 +16,7 @@ from medtl.config import Config
 from medtl.errors import SplitError, StudyError
 from medtl.records import Artifact, Cohort, Evaluation, Split
 from pipelines import examination, steps
+from pipelines.incumbent import taught
 
 if TYPE_CHECKING:
     from medtl.registry.io import Entry
@@ -64,39 +65,29 @@ def validate_elsewhere(config: Config, scans: Artifact, asked: Elsewhere) -> dic
             f"The labels say {known.task} with {', '.join(known.classes)}; release {entry.release.release_id} answers "
             f"{plan.task} with {', '.join(plan.classes)}."
         )
-    _refuse_the_known(config, known, entry)
+    looked = _refuse_the_known(config, known, entry)
     split = _all_of_it(config, cohort, known)
     as_both = Artifact("release", entry.release.release_id, entry.digest, folder, reused=True)
     pack = steps.pack_images(config, scans, cohort, as_both)
     raw = steps.predict_part(config, as_both, cohort, split, pack, "test", "external")
     told = examination.apply_calibrator(config, as_both, raw)
     evaluation = _measure(config, folder, told, entry.digest)
-    return _written(config, entry, folder, evaluation, known)
+    return _written(config, entry, folder, evaluation, known, looked)
 
 
-def _refuse_the_known(config: Config, known: Cohort, entry: Entry) -> None:
-    """Refuse patients and images that the release learned from, as far as this workspace remembers its training."""
-    from medtl.dataset.io import read_split
-    from medtl.studies.io import read_cohort
-
-    made = {
-        event["subject"]: config.workspace.absolute() / event["details"]["folder"]
-        for event in AuditLog(config.workspace).events()
-        if event["action"] in ("split.made", "cohort.made")
-    }
-    said = entry.release.provenance
-    split, cohort = made.get(said.get("split")), made.get(said.get("cohort"))
-    if split is None or cohort is None or not (split.is_dir() and cohort.is_dir()):
-        return  # an imported release: the page says that nobody could look
-    parts = read_split(split)
-    taught = [s for s in read_cohort(cohort).studies if s.study_id in {*parts.train, *parts.val}]
-    patients = {s.patient for s in taught} & {s.patient for s in known.studies}
-    images = {s.pixel_digest for s in taught} & {s.pixel_digest for s in known.studies}
+def _refuse_the_known(config: Config, known: Cohort, entry: Entry) -> bool:
+    """Refuse patients and images that the release learned from; tell whether that could be looked for."""
+    seen = taught(config, entry.release.provenance)
+    if seen is None:
+        return False
+    patients = {s.patient for s in seen} & {s.patient for s in known.studies}
+    images = {s.pixel_digest for s in seen} & {s.pixel_digest for s in known.studies}
     if patients or images:
         raise SplitError(
             f"{len(patients)} patients and {len(images)} images among these taught release {entry.release.release_id}. "
             "Take them out of the label table: what is measured on them says nothing."
         )
+    return True
 
 
 def _all_of_it(config: Config, cohort: Artifact, known: Cohort) -> Artifact:
@@ -128,7 +119,9 @@ def _measure(config: Config, folder: Path, told: Artifact, release: str) -> Arti
     return AuditedStore(config.workspace).make("evaluation", inputs, build)
 
 
-def _written(config: Config, entry: Entry, folder: Path, found: Artifact, known: Cohort) -> dict[str, Any]:
+def _written(
+    config: Config, entry: Entry, folder: Path, found: Artifact, known: Cohort, looked: bool
+) -> dict[str, Any]:
     from medtl.evaluation.comparison import change
     from medtl.evaluation.io import read_evaluation
     from medtl.report.elsewhere import page
@@ -142,13 +135,14 @@ def _written(config: Config, entry: Entry, folder: Path, found: Artifact, known:
         out.mkdir(exist_ok=True)
     path = out / f"{config.name}-{release}-elsewhere-{found.digest[:12]}.html"
     title = config.report.title or config.name
-    write_bytes(path, page(title, release, inside, outside, changes, known.patients_known, limits).encode())
+    write_bytes(path, page(title, release, inside, outside, changes, known.patients_known, looked, limits).encode())
     figures = {
         "release": release,
         "studies": outside.n,
         "patients": outside.patients,
         "metrics": {name: asdict(score) for name, score in outside.metrics.items()},
         "released_with": {name: asdict(inside.metrics[name]) for name in metrics},
+        "overlap_looked_for": looked,
         "change": {name: asdict(score) for name, score in changes.items()},
     }
     write_json(path.with_suffix(".json"), figures)

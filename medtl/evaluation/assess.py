@@ -397,9 +397,7 @@ def _notes(val: Predictions, test: Predictions, classes: tuple[str, ...]) -> tup
     notes = []
     shared = len(set(val.patients) & set(test.patients))
     if shared:
-        notes.append(
-            f"{shared} patients are in both validation and test: thresholds were chosen on people judged here."
-        )
+        notes.append(f"Patients in both validation and test: {shared}. Thresholds were chosen on people judged here.")
     patients = len(set(test.patients))
     if patients < _FEW_PATIENTS:
         notes.append(f"The test part holds {patients} patients only; intervals from so few are wide and rough.")

@@ -60,6 +60,8 @@ class Register:
             self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{release.release_id}.json"
         new = not path.exists()
+        if not new and read_record(path, Entry).digest != artifact.digest:
+            raise TamperedError(f"Another release is entered as {release.release_id} already. Find out which is right.")
         if new:
             order = 1 + max((read_record(other, Entry).order for other in self.folder.glob("r-*.json")), default=0)
             relative = artifact.path.relative_to(self.workspace).as_posix()
@@ -118,7 +120,15 @@ class Register:
         folder = self.workspace / entry.artifact
         if not folder.is_dir():
             raise StorageError(f"The files of release {entry.release.release_id} are gone from this workspace.")
-        if verify(folder) != entry.digest:
+        said = next(
+            (
+                event["details"].get("artifact")
+                for event in self.trail.events()
+                if event["subject"] == entry.release.release_id and "artifact" in event["details"]
+            ),
+            None,
+        )
+        if verify(folder) != entry.digest or said != entry.digest:
             raise TamperedError(f"Release {entry.release.release_id} is not what was entered in the register.")
         return folder
 

@@ -22,6 +22,7 @@ def page(
     outside: Evaluation,
     changes: Mapping[str, Score],
     patients_known: bool,
+    looked: bool,
     limits: Sequence[str] = (),
 ) -> str:
     """Write the page; the same evaluations give the same text.
@@ -30,6 +31,7 @@ def page(
         inside: what the release was released with.
         outside: the same release on the new scans.
         changes: outside minus inside, by metric.
+        looked: whether it could be looked for who taught the release.
     """
     templates = environment()
     style = templates.get_template("page.css").render()
@@ -41,6 +43,7 @@ def page(
         outside=outside,
         inside=inside,
         patients_known=patients_known,
+        looked=looked,
         limits=limits,
         verdict=verdict(changes.get("auroc")),
         table=_table(inside, outside, changes),

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from medtl.artifacts import Store
 from medtl.audit import AuditLog
+from medtl.registry.parcel import pack
 from pipelines.cli import call
 from pipelines.trail import NOT_EVIDENCE, verify_workspace
 
@@ -66,9 +68,14 @@ def test_what_is_missing_or_was_put_there_by_hand_is_named(workspace: Path) -> N
     shutil.rmtree(gone)
     added = workspace / "artifacts" / "plan" / ("0" * 32)
     shutil.copytree(next((workspace / "artifacts" / "plan").iterdir()), added)
-    (workspace / "registry" / "r-mine.json").write_text("{}")
-    names = [path.relative_to(workspace).as_posix() for path in (gone, added)]
-    assert sorted(faults_of(workspace)) == sorted([*names, "registry/r-mine.json"])
+    bare = workspace / "artifacts" / "evaluation" / "abc"
+    bare.mkdir()
+    by_hand = [workspace / name for name in ("registry/r-mine.json", "reports/mine.html", "audit.torn-9")]
+    for path in by_hand:
+        path.write_text("{}")
+    (workspace / "runs" / ".x.json.1.tmp").write_text("half")
+    names = [path.relative_to(workspace).as_posix() for path in (gone, added, bare, *by_hand)]
+    assert sorted(faults_of(workspace)) == sorted(names)
 
 
 def test_every_step_of_a_run_is_on_the_trail(finished: Path) -> None:
@@ -220,3 +227,37 @@ def test_a_release_travels_to_another_workspace_and_starts_there_as_validated(
     folder = Path(shown["folder"])
     assert {"card.md", "sbom.cdx.json", "SHA256SUMS", "calibrator.json"} <= {path.name for path in folder.iterdir()}
     assert "Not a medical device" in (folder / "card.md").read_text()
+
+
+def test_a_parcel_that_calls_itself_more_than_its_gate_does_is_not_entered(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = medtl(capsys, "registry", "list", "--workspace", workspace)[1][0]
+    whole = workspace / listed["artifact"]
+    inputs = json.loads((whole / "manifest.json").read_bytes())["inputs"]
+    for number, change in enumerate(({"status": "live"}, {"release_id": "../../evil"})):
+        said = {**json.loads((whole / "release.json").read_bytes()), **change}
+
+        def build(folder: Path, said: dict[str, Any] = said) -> None:
+            for path in whole.iterdir():
+                if path.name != "manifest.json":
+                    shutil.copy(path, folder)
+            (folder / "release.json").write_text(json.dumps(said))
+
+        forged = Store(tmp_path / f"forge{number}").make("release", inputs, build)
+        pack(forged.path, tmp_path / f"{number}.zip")
+        there = ["--workspace", tmp_path / f"there{number}"]
+        code, _, why = medtl(capsys, "registry", "import", tmp_path / f"{number}.zip", *WORD, *there)
+        assert code == 1 and "was not entered" in why
+        assert medtl(capsys, "registry", "list", *there)[1] == []
+    assert not list(tmp_path.rglob("evil*"))
+
+
+@pytest.mark.parametrize(
+    "words", [("live", "--on", "9999-12-31"), ("log", "--to", "9999-12-31"), ("anchor", "--command", "'x")]
+)
+def test_a_word_that_makes_no_sense_is_one_sentence(
+    workspace: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    code, _, why = medtl(capsys, "audit", *words, "--workspace", workspace)
+    assert code == 2 and "Traceback" not in why

@@ -46,3 +46,21 @@ def test_a_leaking_split_is_refused_by_counts_and_where_it_is_allowed_every_page
     assert "Patients in both validation and test: 1." in page
     opened = [e["details"] for e in AuditLog(tmp_path / "workspace").events() if e["action"] == "test.opened"]
     assert [one["clean"] for one in opened] == [False]
+
+
+def test_corrected_labels_are_learned_from_although_the_split_stays(config_file: Path, tmp_path: Path) -> None:
+    table = tmp_path / "study" / "labels.csv"
+    head, *rows = table.read_text().splitlines()
+    parts = ["train"] * 24 + ["val"] * 12 + ["test"] * 12
+    with_parts = [f"{row},{part}" for row, part in zip(rows, parts, strict=True)]
+    table.write_text("\n".join([f"{head},part", *with_parts]) + "\n")
+    code, first, log = medtl(config_file)
+    assert code == 0, log
+    swapped = [
+        row.replace(",bright,", ",X,").replace(",dark,", ",bright,").replace(",X,", ",dark,") for row in with_parts[:4]
+    ]
+    table.write_text("\n".join([f"{head},part", *swapped, *with_parts[4:]]) + "\n")
+    code, second, log = medtl(config_file)
+    assert code == 0, log
+    assert second["digests"]["checkpoint"] != first["digests"]["checkpoint"]
+    assert second["release"] != first["release"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,19 @@ def test_a_beginning_that_fits_several_releases_is_refused_and_names_them(tmp_pa
         found.choose("study", "r-1", candidates=False)
     for asked, given in (("r-12", "r-12"), ("r-12a", "r-12ab"), ("r-3", "r-345")):
         assert found.choose("study", asked, candidates=False).release.release_id == given
+
+
+def test_a_register_that_points_elsewhere_is_not_believed(tmp_path: Path) -> None:
+    found = register(tmp_path, "validated", "refused")
+    good, bad = (tmp_path / "registry" / f"r-{n}.json" for n in (0, 1))
+    other = json.loads(bad.read_text())
+    forged = {**json.loads(good.read_text()), "artifact": other["artifact"], "digest": other["digest"]}
+    good.write_text(json.dumps(forged))
+    with pytest.raises(TamperedError, match="not what was entered"):
+        found.open(found.called("r-0"))
+
+
+def test_another_release_under_a_known_name_is_refused(tmp_path: Path) -> None:
+    found = register(tmp_path, "validated")
+    with pytest.raises(TamperedError, match="entered as r-0 already"):
+        found.enter(Release("r-0", "study", "validated", ()), made(tmp_path, 5), {})
