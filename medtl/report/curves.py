@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from medtl.report.figures import COLOURS, FAINT, STYLE, as_svg, drawable
-from medtl.report.page import as_data, environment
+from medtl.report.page import as_data, sealed
 
 _HEADROOM = 1.5  # losses above this many times the first are cut off: the end would flatten all before it
 _NARROWEST = 1e-3  # the least height of the plot, in units of the loss
@@ -51,13 +48,9 @@ def _limits(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, 
 
 def page(title: str, svg: str, rows: Sequence[tuple[str, str]]) -> str:
     """Write the page of a range test: its curve, and what was read off it."""
-    templates = environment()
-    style = templates.get_template("page.css").render()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return templates.get_template("curves.html.jinja").render(
+    return sealed(
+        "curves.html.jinja",
         title=title,
-        style=Markup(style),  # noqa: S704  our own file, without a variable in it
-        policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'",
         figure=as_data(svg),
         rows=rows,
     )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import matplotlib
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from medtl.records import Score, Trial
 from medtl.report.figures import COLOURS, INK, STYLE, as_svg, drawable
-from medtl.report.page import as_data, environment
+from medtl.report.page import as_data, sealed
 from medtl.report.tables import Table
 from medtl.report.words import DASH, interval, number
 
@@ -24,15 +21,11 @@ _SHOWN = ("auroc", "average_precision", "balanced_accuracy", "brier")
 
 def render(title: str, trials: Sequence[Trial], curve: Sequence[Trial], facts: Mapping[str, Any]) -> str:
     """Write the page; the same trials give the same text."""
-    templates = environment()
-    style = templates.get_template("page.css").render()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     drawn = {"forest": forest(trials), "curve": learning_curve(curve)}
-    return templates.get_template("study.html.jinja").render(
+    return sealed(
+        "study.html.jinja",
         title=title,
         facts=facts,
-        style=Markup(style),  # noqa: S704  our own file, without a variable in it
-        policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'",
         verdict=verdict(trials),
         strategies=_table("Strategies on the test part", trials, curve=False),
         points=_table("Fewer training patients", curve, curve=True),
