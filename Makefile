@@ -60,7 +60,8 @@ lock: $(READY)   ## renew the four locks from pyproject.toml
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile pyproject.toml --upgrade --extra pacs --extra masks --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock
-	@$(BIN)/uv pip compile pyproject.toml --upgrade --extra pacs --extra masks --extra test --extra peers --extra lint --extra build -c requirements.lock \
+	@$(BIN)/uv pip compile pyproject.toml --upgrade --extra pacs --extra masks --extra test --extra onnx --extra bundle \
+	  --extra peers --extra lint --extra build -c requirements.lock \
 	  --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
 	  -o requirements-dev.lock
 	@# what the image's wheel is built with, at the versions of the lock above

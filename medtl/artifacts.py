@@ -93,12 +93,21 @@ def code_digest(*rooms: str) -> str:
 
 def write_record(path: Path, record: Any) -> None:
     """Write a record (or a tuple of them) as canonical, indented JSON."""
-    write_json(path, TypeAdapter(type(record)).dump_python(record, mode="json") if record is not None else None)
+    write_bytes(path, record_bytes(record))
+
+
+def record_bytes(record: Any) -> bytes:
+    """Give what :func:`write_record` writes."""
+    return _indented(TypeAdapter(type(record)).dump_python(record, mode="json") if record is not None else None)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value, indented, keys sorted, and put it on the disk."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, _indented(value))
+
+
+def _indented(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def read_record(path: Path, kind: type[T]) -> T:

@@ -88,6 +88,7 @@ class _Held:
     named: set[_Named] = field(default_factory=set)
     made: dict[str, tuple[str, str]] = field(default_factory=dict)  # folder -> digest and manifest of a result
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256, as last said
+    ahead: dict[str, str] = field(default_factory=dict)  # the same of what was about to be written then
 
 
 _HELD: dict[Path, _Held] = {}  # only what was added since the last look is read again
@@ -217,6 +218,37 @@ class AuditLog:
         if changed:
             self.append(action, subject, details={"files": changed})
 
+    def note_ahead(
+        self, action: str, subject: str, path: Path, data: bytes, details: Mapping[str, Any] | None = None
+    ) -> None:
+        """Add one event with the sha256 that a file of the workspace is about to have, before it is written.
+
+        Once it is written :meth:`note_files` enters it. A crash between the two leaves a file that is told from one
+        that somebody altered, and that :meth:`finish_files` enters. Without details nothing is added where the log
+        says already that the file has these bytes.
+
+        Raises:
+            StorageError, TamperedError, ConfigError: see :meth:`append`.
+        """
+        name, digest = path.absolute().relative_to(self.path.parent).as_posix(), sha256(data).hexdigest()
+        if details or self._held().files.get(name) != digest:
+            self.append(action, subject, details={**(details or {}), "ahead": {name: digest}})
+
+    def finish_files(self) -> int:
+        """Enter the files that were written whole before a crash kept them from being entered; tell how many.
+
+        Raises:
+            StorageError, TamperedError, ConfigError: see :meth:`append`.
+        """
+        held, root, finished = self._held(), self.path.parent, 0
+        for name, sha256_ahead in sorted(held.ahead.items()):
+            with storage_errors(root / name):
+                there = file_digest(root / name) if (root / name).is_file() else None
+            if there == sha256_ahead != held.files.get(name):
+                self.append("file.finished", there, details={"files": {name: there}})
+                finished += 1
+        return finished
+
     def _held(self) -> _Held:
         held = _HELD.setdefault(self.path, _Held())
         try:
@@ -243,6 +275,9 @@ class AuditLog:
                 held.made.pop(str(details.get("folder")), None)
             if isinstance(details.get("files"), dict):
                 held.files |= details["files"]
+                held.ahead = {name: sha for name, sha in held.ahead.items() if name not in details["files"]}
+            if isinstance(details.get("ahead"), dict):
+                held.ahead |= details["ahead"]
         held.read += len(whole)
         return held
 

@@ -219,6 +219,33 @@ class LabelsConfig(Section):
     classes: tuple[str, ...] | None = Field(
         None, description="order of the classes; the last of two is the positive one"
     )
+    mask: str | None = Field(
+        None, description="segmentation: column that holds the path (or bare name) of the scan's mask, instead of label"
+    )
+    field: str | None = Field(
+        None, description="segmentation: column that holds the path of a mask outside of which nothing counts"
+    )
+    structures: Mapping[Name, Annotated[int, Field(ge=1, le=65_535)] | tuple[Annotated[int, Field(ge=1)], ...]] = Field(
+        default_factory=dict,
+        description="segmentation: name of each structure and its value in the masks; [1, 2]: a region of several",
+    )
+    ignore: int | None = Field(None, ge=1, le=65_535, description="segmentation: value of voxels that do not count")
+    empty_masks: Literal["exclude", "keep"] = Field(
+        "exclude", description="segmentation: keep, where a scan without any structure is meant (no lesion)"
+    )
+
+    @model_validator(mode="after")
+    def _masks_have_structures(self) -> Self:
+        if self.mask is not None and self.table is None:
+            raise ValueError("masks are named by a label table: give table too")
+        if (self.mask is None) != (not self.structures):
+            raise ValueError("mask and structures go together: the column of the masks, and what their values mean")
+        if self.mask is None and (self.field is not None or self.ignore is not None):
+            raise ValueError("field and ignore are of masks: name the column mask too")
+        values = {v for one in self.structures.values() for v in ((one,) if isinstance(one, int) else one)}
+        if self.ignore in values or any(one == () for one in self.structures.values()):
+            raise ValueError("a structure has a value of its own or several, and none of them is ignore")
+        return self
 
 
 class StudiesConfig(Section):
@@ -296,6 +323,51 @@ class FoldsConfig(Section):
     repeats: int = Field(1, ge=1, le=100, description="times that patients are dealt out anew")
 
 
+class GridConfig(Section):
+    """Segmentation: bounds of what the plan may decide (medtl/dataset/grid.py)."""
+
+    dimensions: Literal[2, 3] | None = Field(
+        None, description="of a patch; null: 3 for volumes, 2 where slices are three times as far apart as pixels"
+    )
+    spacing_mm: tuple[Annotated[float, Field(gt=0, le=100)], ...] | None = Field(
+        None, description="[slices, rows, columns] in mm; null: the training median"
+    )
+    neighbours: int = Field(0, ge=0, le=3, description="2.5-D: slices on each side, as further channels of a slice")
+    intensity: Literal["auto", "window", "zscore", "nyul", "unit"] = Field(
+        "auto", description="auto: window (percentiles of the foreground) for CT, zscore for MR, unit for pictures"
+    )
+    patch: tuple[Annotated[int, Field(ge=8, le=1024)], ...] | None = Field(
+        None, description="size of what the network is trained on; null: from shapes and memory"
+    )
+    batch_size: int | None = Field(None, ge=1, le=256, description="patches; null: from memory")
+    memory_gb: float = Field(4.0, gt=0, le=1024, description="that a training step may take")
+    filters: int = Field(32, ge=4, le=256, description="channels of the network's first level")
+    mirror: bool | None = Field(
+        None,
+        description="mirror patches in augmentation; null: pictures along both axes, bodies left to right, not along "
+        "an axis on which a structure keeps to one side",
+    )
+
+
+class PatchesConfig(Section):
+    """Segmentation: how patches are drawn and augmented (medtl/dataset/patches.py)."""
+
+    per_study: int = Field(1, ge=1, le=1000, description="patches of each training study in an epoch")
+    foreground: Fraction = Field(0.33, description="share of patches centred on a structure, each as often as others")
+    rotate_degrees: float = Field(15.0, ge=0, le=180)
+    scale: float = Field(0.2, ge=0, lt=1, description="zoom drawn from 1 ± scale")
+    elastic: float = Field(
+        0.0, ge=0, le=0.5, description="displacement at most, of the patch's side; up to 0.1 nothing folds"
+    )
+    warped: Fraction = Field(0.5, description="share of patches that are rotated, scaled and deformed")
+    noise: float = Field(0.1, ge=0, le=2, description="standard deviation of added noise at most, of the patch's own")
+    blur: float = Field(1.0, ge=0, le=5, description="standard deviation of blurring at most, in voxels")
+    brightness: float = Field(0.15, ge=0, le=1, description="offset at most, of the patch's standard deviation")
+    contrast: float = Field(0.25, ge=0, lt=1, description="gain drawn from 1 ± contrast")
+    gamma: float = Field(0.3, ge=0, lt=1, description="exponent drawn from 1 ± gamma")
+    low_resolution: Fraction = Field(0.15, description="share of patches that lose resolution")
+
+
 class DatasetConfig(Section):
     """Cohort to arrays (medtl/dataset)."""
 
@@ -303,6 +375,8 @@ class DatasetConfig(Section):
     folds: FoldsConfig = FoldsConfig()
     plan: PlanConfig = PlanConfig()
     transforms: TransformsConfig = TransformsConfig()
+    grid: GridConfig = GridConfig()
+    patches: PatchesConfig = PatchesConfig()
 
 
 _TAGS = ("<name>", "<list>")  # of a value that may be either; no part of a path
@@ -395,6 +469,45 @@ class CacheConfig(Section):
     budget_gb: float = Field(20.0, ge=0, description="disk that cached activations may take; the oldest are removed")
 
 
+class SegmenterConfig(Section):
+    """Segmentation: the network and what it learns by (medtl/model/segmenter.py)."""
+
+    network: Literal[
+        "auto", "unet", "dynunet", "segresnet", "attention_unet", "unetr", "swin_unetr", "encoder_unet"
+    ] = Field(
+        "auto",
+        description="auto: dynunet, or encoder_unet where weights are wanted; encoder_unet: U-Net decoder on "
+        "model.backbone",
+    )
+    deep_supervision: bool = Field(True, description="dynunet and encoder_unet: coarser outputs learn too")
+    norm: Literal["instance", "batch"] = Field(
+        "instance", description="batch: by what training measured, so that tiles of a scan give what the whole gives"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="of a network that is not encoder_unet")
+    loss: Literal["dice_ce", "dice_focal", "dice", "ce"] = "dice_ce"
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the running mean of the weights, which is kept; 0: off")
+    validate_every: int | None = Field(
+        None, ge=1, description="epochs from one validation to the next; null: 15 validations in a phase"
+    )
+
+
+class InferenceConfig(Section):
+    """Segmentation: how whole scans are predicted (medtl/model/inference.py)."""
+
+    way: Literal["auto", "whole", "tiles", "windows"] = Field(
+        "auto", description="auto: the whole scan in one pass where it fits, exact tiles, else weighted windows"
+    )
+    overlap: float = Field(0.5, ge=0, lt=1, description="of windows")
+    mirror: bool = Field(False, description="also predict mirrored (along the axes of augmentation), and average")
+    memory_gb: float = Field(4.0, gt=0, le=1024, description="that a pass may take")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as of training")
+    skip_empty: bool = Field(
+        False,
+        description="call what has one value throughout background, unseen; only where that is so by definition, "
+        "since a network may say something else of it",
+    )
+
+
 class ModelConfig(Section):
     """The network, its weights and its phases (medtl/model)."""
 
@@ -412,6 +525,8 @@ class ModelConfig(Section):
         "staged", description="a strategy by name (`medtl show strategies CONFIG` spells them out), or a list of phases"
     )
     cache: CacheConfig = CacheConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    inference: InferenceConfig = InferenceConfig()
     monitor: Literal["auroc", "average_precision", "balanced_accuracy", "loss"] = Field(
         "auroc", description="validation metric that chooses the best epoch and phase"
     )
@@ -535,6 +650,20 @@ class SubgroupsConfig(Section):
         return self
 
 
+class MasksConfig(Section):
+    """Segmentation: how predicted masks are measured and cleaned (medtl/evaluation/masks.py)."""
+
+    tolerance_mm: float = Field(1.0, gt=0, le=100, description="of the normalised surface distance; images: pixels")
+    convention: Literal["surfels", "voxels"] = Field("surfels", description="what a surface is made of")
+    empty: Literal["unknown", "agree"] = Field("unknown", description="what two empty masks are")
+    lesions: bool = Field(False, description="also count the separate lesions that were found, missed and invented")
+    lesion_iou: Fraction = Field(0.1, description="overlap from which a lesion counts as found")
+    components: Literal["auto", "all", "largest"] = Field(
+        "auto", description="what is kept of each structure; auto: the largest part alone where validation is better"
+    )
+    fail_below: Fraction = Field(0.7, description="Dice below which a mask counts as failed, and is to be flagged")
+
+
 class EvaluationConfig(Section):
     """What is measured on the test part (medtl/evaluation)."""
 
@@ -549,6 +678,7 @@ class EvaluationConfig(Section):
     abstention: AbstentionConfig = AbstentionConfig()
     novelty: NoveltyConfig = NoveltyConfig()
     subgroups: SubgroupsConfig = SubgroupsConfig()
+    masks: MasksConfig = MasksConfig()
 
 
 class ReportConfig(Section):
@@ -630,6 +760,20 @@ class Config(Section):
     report: ReportConfig = ReportConfig()
     registry: RegistryConfig = RegistryConfig()
     audit: AuditConfig = AuditConfig()
+
+    @model_validator(mode="after")
+    def _empty_masks_are_read(self) -> Self:
+        if self.studies.labels.empty_masks == "keep" and self.scans.checks.policy.get("blank") != "accept":
+            raise ValueError(
+                "studies.labels.empty_masks: keep needs scans.checks.policy: {blank: accept}; to intake an empty mask "
+                "is a blank picture, and refused"
+            )
+        return self
+
+    @property
+    def segments(self) -> bool:
+        """Tell a segmentation from a diagnosis."""
+        return self.studies.labels.mask is not None
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:

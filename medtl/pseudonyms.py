@@ -21,6 +21,7 @@ from medtl.errors import StorageError
 log = logging.getLogger(__name__)
 KEY_BYTES = 32
 LONGEST_SHIFT_DAYS = 3650
+SEVERAL = "several:"  # before a key of a file that several volumes came from: it finds none of them
 
 
 class Pseudonymiser:

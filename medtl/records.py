@@ -117,11 +117,24 @@ class Study:
     part: Part | None = None  # a predefined split
     exam: str | None = None  # the DICOM study that the scan is of
     groups: tuple[str, ...] = ()  # whatever else must stay together: lesion, source
+    mask: str | None = None  # scan_id of the mask that shows its structures, on the same voxels
+    field: str | None = None  # scan_id of a mask outside of which nothing counts
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What a mask shows, and by which of its values; a value that is in several structures makes them regions."""
+
+    name: str
+    values: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """The studies that can be learned from, ordered by what their bytes are, not by what they are called."""
+    """The studies that can be learned from, ordered by what their bytes are, not by what they are called.
+
+    With ``structures`` it is one for segmentation: a class is a structure, a target says whether the mask shows it.
+    """
 
     task: Task
     classes: tuple[str, ...]
@@ -129,8 +142,12 @@ class Cohort:
     exclusions: tuple[Exclusion, ...] = ()
     patients_known: bool = True
     warnings: tuple[str, ...] = ()
+    structures: tuple[Structure, ...] = ()
+    ignore: int | None = None  # value of the masks that nobody is judged on
 
     def __post_init__(self) -> None:
+        if self.structures and tuple(one.name for one in self.structures) != self.classes:
+            raise StudyError("The classes of a cohort for segmentation are its structures.")
         twice = [study_id for study_id, n in Counter(s.study_id for s in self.studies).items() if n > 1]
         if twice:
             raise StudyError(f"{len(twice)} study identifiers occur twice in the cohort.")
@@ -239,6 +256,48 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class GridPlan:
+    """How scans become the input of a segmentation, decided from the training part alone, unchanged in the clinic.
+
+    Axes of space are (slices, rows, columns) of a volume turned as ``axis`` says, or (rows, columns) of an image; in
+    2-D of volumes, patches are (rows, columns) of its slices.
+    """
+
+    structures: tuple[Structure, ...]
+    ignore: int | None
+    dimensions: int  # of a patch: 2 or 3
+    axis: Literal["sagittal", "coronal", "axial"] | None  # how volumes are turned; None: images are wanted
+    neighbours: int  # slices on each side that are further channels: 2.5-D
+    channels: int  # of the network's input
+    spacing_mm: tuple[float, ...] | None  # of the grid that scans are resampled to, (slices, rows, columns)
+    intensity: Literal["window", "zscore", "nyul", "unit"]
+    low: float | None  # values are clipped to, where window
+    high: float | None
+    mean: float | None  # subtracted, where window or nyul
+    std: float | None  # divided by
+    landmarks: tuple[float, ...]  # of the standard histogram, where nyul
+    patch: tuple[int, ...]  # one size for each of the dimensions
+    batch_size: int  # patches
+    strides: tuple[tuple[int, ...], ...]  # of each level of the network, the first 1
+    kernels: tuple[tuple[int, ...], ...]  # of each level
+    filters: tuple[int, ...]  # of each level
+    mirror: tuple[int, ...]  # axes of a patch that may be mirrored
+    facts: Mapping[str, Any]  # what was measured on the training part
+    reasons: Mapping[str, str]  # why each decision was taken
+
+    @property
+    def overlapping(self) -> bool:
+        """Tell structures that may share voxels (one sigmoid each) from those that exclude each other (a softmax)."""
+        values = [value for one in self.structures for value in one.values]
+        return len(set(values)) < len(values)
+
+    @property
+    def outputs(self) -> int:
+        """Count the network's output channels; where structures exclude each other the background is the first."""
+        return len(self.structures) + (not self.overlapping)
+
+
+@dataclass(frozen=True, slots=True)
 class Epoch:
     """One line of a training history."""
 
@@ -304,7 +363,7 @@ class Checkpoint:
     task: Task
     classes: tuple[str, ...]
     channels: int
-    size: tuple[int, int]
+    size: tuple[int, ...]  # rows, columns; of a segmentation the patch
     stages: tuple[str, ...]
     weights: LoadReport
     phases: tuple[Phase, ...]
@@ -312,7 +371,7 @@ class Checkpoint:
     parameters: int
     weights_sha256: str
     environment: Mapping[str, str]
-    head: str = "linear"  # or knn: nearest neighbours
+    head: str = "linear"  # or knn: nearest neighbours; or mask: a segmentation
     mean: tuple[float, ...] = ()  # subtracted from values of 0 to 1, one per channel; empty: the backbone's own
     std: tuple[float, ...] = ()  # divided by
 
@@ -370,6 +429,62 @@ class Curve:
     x: tuple[float, ...]
     y: tuple[float, ...]
     weight: tuple[float, ...] = ()  # studies per point, for calibration
+
+
+@dataclass(frozen=True, slots=True)
+class MaskResult:
+    """How the predicted mask of one structure of one study compares with the true one.
+
+    ``values`` by the names of ``MASK_METRICS`` and of the lesion-wise metrics; ``None`` where not estimable, and
+    ``note`` says why.
+    """
+
+    study_id: str
+    patient: str
+    structure: str
+    truth_ml: float
+    predicted_ml: float
+    values: Mapping[str, float | None]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentChoice:
+    """What is kept of one structure's separate parts, chosen on validation."""
+
+    structure: str
+    keep: Literal["all", "largest"]
+    reason: str
+    dice_all: float | None  # mean on validation
+    dice_largest: float | None
+    studies: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaskQuality:
+    """How a study's Dice is foretold from numbers of uncertainty, without a true mask: plain numbers.
+
+    ``linear``: ``intercept + weights * (number - mean) / scale``; ``isotonic``: between ``knots`` of one number.
+    """
+
+    method: Literal["none", "linear", "isotonic"]
+    reason: str
+    features: tuple[str, ...]
+    fail_below: float  # Dice below which a mask counts as failed, and a foretold one is flagged
+    weights: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    intercept: float | None = None
+    feature: int | None = None  # of isotonic: which number
+    knots: tuple[tuple[float, float], ...] = ()  # (number, Dice), ascending
+    error: float | None = None  # mean absolute, cross-validated by patient on validation
+    error_of_the_mean: float | None = None  # of foretelling everybody the mean
+    rank_correlation: float | None = None  # of foretold and true, cross-validated
+    failures: int = 0  # on validation
+    failures_flagged: int = 0
+    flagged: int = 0
+    studies: int = 0
+    patients: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -712,6 +827,7 @@ class Examination:
     subgroups: SubgroupFindings
     shortcuts: ShortcutFindings
     robustness: Robustness = Robustness(())
+    neighbours: FeatureCheck | None = None  # None: the features were not compared
 
 
 @dataclass(frozen=True, slots=True)

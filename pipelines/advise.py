@@ -35,7 +35,7 @@ from medtl.errors import ConfigError, PlanError, WeightsError
 from medtl.progress import advance, listening
 from medtl.records import Artifact, Cohort, Predictions, Score, Split
 from pipelines import steps, training
-from pipelines.terminal import ConfigFile, Json, Sets, load, log_to_file, number, progress, show_table, table
+from pipelines.terminal import ConfigFile, Json, Sets, load_diagnosis, log_to_file, number, progress, show_table, table
 
 if TYPE_CHECKING:
     from medtl.model.advise import Lead
@@ -598,7 +598,7 @@ def advise(
     Heads are judged by cross-validation that divides no patient, on features that are computed once. Says "no clear
     winner" when that is so. A second call computes nothing.
     """
-    settings = load(config, set_)
+    settings = load_diagnosis(config, set_, "advise")
     Store(settings.workspace)
     log_to_file(settings.workspace)
     names = None if backbones is None else [name.strip() for name in backbones.split(",") if name.strip()]

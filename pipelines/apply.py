@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,18 @@ from pipelines.examination import weigh
 from pipelines.results import excluded
 
 if TYPE_CHECKING:
-    from pipelines.predict import Request
+    from medtl.scans.sources import SourceFile
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to predict, with which release, and where the table goes."""
+
+    scans: Path
+    out: Path | None = None
+    release: str | None = None
+    allow_candidate: bool = False
+    names: bool = True
 
 
 def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str, Any]:
@@ -40,6 +52,10 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     register = Register(config.workspace)
     entry = register.choose(config.name, request.release, request.allow_candidate)
     folder = register.open(entry)
+    if io.read_checkpoint(folder).head == "mask":
+        from pipelines.apply_masks import apply_segmentation
+
+        return apply_segmentation(config, scans, request, entry, folder)
     plan, evaluation = read_plan(folder), read_evaluation(folder)
     pixels = PixelStore(pixel_folder(config))
     known = {scan: misfit(scan, plan) for scan in read_scans(scans.path) if scan.mask_of is None}
@@ -61,9 +77,8 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     decisions = table.decide(probabilities, evaluation)
 
     files = source_files(config)
-    names, keys = names_of(files, scans.path), load_pseudonymiser(config.scans.key_file)
-    by_item = {keys.file(file.relative): file.relative for file in files}
-    left_out = [e for e in excluded(scans) if e.code != "duplicate_file"]  # a duplicate has a row of its own already
+    names = names_of(files, scans.path)
+    excluded_here = left_out(config, scans, files)
     unfit = [
         (Exclusion(scan.scan_id[:16], "dataset", _misfit_code(scan, plan), why), name)
         for scan, why in known.items()
@@ -76,7 +91,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
         decisions,
         doubts,
         plan.classes,
-        [(exclusion, by_item.get(exclusion.item, "")) for exclusion in left_out] + unfit,
+        excluded_here + unfit,
         request.names,
     )
     release = entry.release.release_id
@@ -86,7 +101,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
         "scans": scans.digest,
         "table": file_digest(out),
         "count": len(found),
-        "excluded": len(left_out) + len(unfit),
+        "excluded": len(excluded_here) + len(unfit),
     }
     AuditLog(config.workspace).append("release.applied", release, details=details)
     return {
@@ -98,6 +113,13 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
         "decisions": dict(Counter(decisions)),
         "doubts": dict(Counter(doubt for one in doubts for doubt in one)),
     }
+
+
+def left_out(config: Config, scans: Artifact, files: Sequence[SourceFile]) -> list[tuple[Exclusion, str]]:
+    """Give what intake left out with the name of its file; a duplicate has a row of its own already."""
+    keys = load_pseudonymiser(config.scans.key_file)
+    by_item = {keys.file(file.relative): file.relative for file in files}
+    return [(e, by_item.get(e.item, "")) for e in excluded(scans) if e.code != "duplicate_file"]
 
 
 def _misfit_code(scan: Scan, plan: Plan) -> str:

@@ -26,7 +26,18 @@ from pipelines import audit_verbs, registry_verbs, scan_verbs
 from pipelines import lr_find as lr_find_verb
 from pipelines import weights as weight_verbs
 from pipelines.advise import advise
-from pipelines.terminal import ConfigFile, Json, Sets, load, log_to_file, number, progress, show_table, table
+from pipelines.terminal import (
+    ConfigFile,
+    Json,
+    Sets,
+    load,
+    load_diagnosis,
+    log_to_file,
+    number,
+    progress,
+    show_table,
+    table,
+)
 
 log = logging.getLogger("medtl")
 
@@ -126,10 +137,10 @@ def train(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None
     """Train the model in phases; the test part stays sealed."""
     summary = _flow(load(config, set_), "train")
     rows = [
-        (p["name"], p["best_epoch"], number(p["val_auroc"]), number(p["val_loss"]), p["kept"])
+        (p["name"], p["best_epoch"], f"{p['monitor']} {number(p['watched'])}", number(p["val_loss"]), p["kept"])
         for p in summary["phases"]
     ]
-    show_table(summary, json_, "Training (validation)", ("phase", "best epoch", "AUROC", "loss", "kept"), rows)
+    show_table(summary, json_, "Training (validation)", ("phase", "best epoch", "watched", "loss", "kept"), rows)
 
 
 @app.command(group=_RUNS)
@@ -156,7 +167,7 @@ def study(
     from medtl.config import STRATEGIES
 
     chosen = [*strategies] if strategies else [*STRATEGIES]
-    summary = _flow(load(config, set_), "study", chosen, curve or [], patients or [])
+    summary = _flow(load_diagnosis(config, set_, "study"), "study", chosen, curve or [], patients or [])
     rows = [_trial_row(one) for one in (*summary["strategies"], *summary["curve"])]
     columns = ("strategy", "patients", "AUROC", "low", "high", "minus scratch", "low", "high", "seconds")
     show_table(summary, json_, "Test part, 95 % intervals over patients", columns, rows)
@@ -193,8 +204,9 @@ def crossval(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> N
     rows = [(f"mean over folds: {name}", *values) for name, *values in _metric_rows(summary)]
     for one in summary["folds"]:
         again = f", repeat {one['repeat'] + 1}" if one["repeat"] else ""
-        name = f"{'without ' if summary['by'] == 'site' else 'fold '}{one['fold']}{again}: auroc"
-        rows.append((name, number(one["values"].get("auroc")), "", ""))
+        headline = next(iter(one["values"]))
+        name = f"{'without ' if summary['by'] == 'site' else 'fold '}{one['fold']}{again}: {headline}"
+        rows.append((name, number(one["values"][headline]), "", ""))
     show_table(summary, json_, "Folds, 95 % intervals over patients", _METRIC_COLUMNS, rows)
     if not json_:
         print(f"report  {summary['report']}")
@@ -230,7 +242,7 @@ def predict(
     The table names files, because somebody has to act on it: it is written where you say, readable by you alone, and
     nothing of it is kept in the workspace. --pseudonymous leaves the names out.
     """
-    from pipelines.predict import Request
+    from pipelines.apply import Request
 
     settings = load(config, set_)
     request = Request(scans, out, release, allow_candidate, not pseudonymous)
@@ -262,7 +274,7 @@ def elsewhere(
     """
     from pipelines.validation import Elsewhere
 
-    summary = _flow(load(config, set_), "elsewhere", Elsewhere(scans, release, allow_candidate))
+    summary = _flow(load_diagnosis(config, set_, "elsewhere"), "elsewhere", Elsewhere(scans, release, allow_candidate))
     rows = [
         (name, *(number(found[key]) for key in ("value", "low", "high"))) for name, found in summary["metrics"].items()
     ]

@@ -11,9 +11,10 @@ from prefect import flow
 
 from medtl.config import Config
 from pipelines import pooling, tasks
-from pipelines.evaluate import measured
-from pipelines.prepared import Prepared
+from pipelines.evaluate import measure_masks, measured
+from pipelines.prepared import Prepared, Segmented, Trained
 from pipelines.trail import recorded
+from pipelines.train import packed
 
 
 @flow(name="crossval")
@@ -25,11 +26,18 @@ async def crossval(config: Config) -> dict[str, Any]:
     cohort = await tasks.build_cohort(config, scans)
     found = []
     for name, repeat, split in await tasks.split_into_folds(config, cohort):
-        plan = await tasks.make_plan(config, scans, cohort, split)
-        pack = await tasks.pack_images(config, scans, cohort, plan)
-        prepared = Prepared(scans, cohort, split, plan, pack)
-        checkpoint = await tasks.fit_in_phases(config, cohort, split, plan, pack, False, True)
-        found.append(pooling.Tested(name, repeat, await measured(config, prepared, split, checkpoint, "fold")))
-    pooled = await tasks.pool_folds(config, cohort, found)
+        prepared = await packed(config, scans, cohort, split)
+        found.append(pooling.Tested(name, repeat, await _tested(config, prepared), prepared))
+    pool = tasks.pool_mask_folds if config.segments else tasks.pool_folds
+    pooled = await pool(config, cohort, found)
     page, figures = await tasks.write_folds(config, cohort, pooled, found)
     return {**figures, "report": str(page), "seconds": round(time.perf_counter() - started, 2)}
+
+
+async def _tested(config: Config, prepared: Prepared) -> Trained | Segmented:
+    """Train on one fold and measure on its test part."""
+    if config.segments:
+        return await measure_masks(config, prepared, "fold")
+    cohort, split, plan, pack = prepared.cohort, prepared.split, prepared.plan, prepared.pack
+    checkpoint = await tasks.fit_in_phases(config, cohort, split, plan, pack, False, True)
+    return await measured(config, prepared, split, checkpoint, "fold")

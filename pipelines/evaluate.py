@@ -8,7 +8,7 @@ from prefect import flow
 from medtl.config import Config
 from medtl.records import Artifact
 from pipelines import results, tasks
-from pipelines.prepared import Prepared, Trained
+from pipelines.prepared import Prepared, Segmented, Trained
 from pipelines.trail import recorded
 from pipelines.train import fit, prepare
 
@@ -36,9 +36,19 @@ async def measured(config: Config, prepared: Prepared, split: Artifact, checkpoi
     return Trained(checkpoint, calibrator, test, told_val, told_test, evaluation)
 
 
+async def measure_masks(config: Config, prepared: Prepared, purpose: str = "model") -> Segmented:
+    """Train one segmentation, choose on validation how masks are cleaned, open the test part, measure."""
+    checkpoint = await fit(config, prepared)
+    val = await tasks.predict_masks(config, prepared, checkpoint, "val")
+    test = await tasks.predict_masks(config, prepared, checkpoint, "test", purpose)
+    return Segmented(checkpoint, val, test, await tasks.evaluate_masks(config, prepared, val, test))
+
+
 @flow(name="evaluate")
 @recorded
 async def evaluate(config: Config) -> dict[str, Any]:
     """Measure the model on the test part, training it first if that is not done."""
     prepared = await prepare(config)
+    if config.segments:
+        return results.summarise_evaluation(await measure_masks(config, prepared))
     return results.summarise_evaluation(await measure(config, prepared))

@@ -5,7 +5,7 @@
     val ─▶ calibrate ─▶ Calibrator, ConformalRule ─┐
     images ─▶ look_inside ─▶ features ─────────────┴─▶ examine ─▶ does 0.8 come true · when should it be silent ·
                                                                   how strange is a case · for whom is it worse · by what
-                                                                  shortcut could it be right
+                                                                  shortcut could it be right · who lies too near
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from medtl.records import (
     ConformalRule,
     Evaluation,
     Examination,
+    FeatureCheck,
     FloatArray,
     NoveltyFindings,
     Part,
@@ -47,7 +48,7 @@ from pipelines.prepared import Prepared, Trained
 CALIBRATOR, CONFORMAL, ROBUSTNESS = "calibrator.json", "conformal.json", "robustness.json"
 _FOUND = {
     "calibration": CalibrationFindings, "abstention": AbstentionFindings, "novelty": NoveltyFindings,
-    "subgroups": SubgroupFindings, "shortcuts": ShortcutFindings, "robustness": Robustness,
+    "subgroups": SubgroupFindings, "shortcuts": ShortcutFindings, "robustness": Robustness, "neighbours": FeatureCheck,
 }  # fmt: skip
 
 
@@ -198,7 +199,7 @@ def examine(config: Config, prepared: Prepared, trained: Trained, inside: Artifa
         "evaluation": trained.evaluation.digest,
         "config": config.evaluation.model_dump(mode="json"),
         "seed": config.seed,
-        "code": code_digest("evaluation"),
+        "code": code_digest("evaluation", "dataset"),
     }
     return AuditedStore(config.workspace).make(
         "examination", inputs, lambda folder: _examine(config, prepared, trained, inside, stressed, folder)
@@ -209,6 +210,7 @@ def _examine(
     config: Config, prepared: Prepared, trained: Trained, inside: Artifact, stressed: Artifact, folder: Path
 ) -> None:
     from medtl.dataset.io import read_plan, read_split
+    from medtl.dataset.leaks import near_in_features
     from medtl.evaluation import abstention, calibration, novelty, shortcuts, subgroups
     from medtl.evaluation.io import read_evaluation, read_predictions, write_novelty
     from medtl.studies.io import read_cohort
@@ -239,6 +241,12 @@ def _examine(
         "subgroups": subgroups.examine(answers, points, *common, groups, wanted, seed),
         "shortcuts": shortcuts.examine(
             learned["train"], learned["test"], answers, columns, *common, wanted.uncertainty, seed
+        ),
+        # whoever the split binds together stands together: what is known to be alike is no news
+        "neighbours": near_in_features(
+            np.concatenate([features[part] for part in PARTS]),
+            [part for part in PARTS for _ in studies[part]],
+            [split.groups[study.study_id] for part in PARTS for study in studies[part]],
         ),
     }
     for name, record in (*found.items(), ("robustness", read_record(stressed.path / ROBUSTNESS, Robustness))):

@@ -90,10 +90,11 @@ def refused_item(config: Config, item: str) -> Table:
 
 def readmit(config: Config, item: str, why: str) -> str:
     """Take a refused item back; give a sentence that says so."""
+    from medtl.artifacts import record_bytes
     from medtl.audit import AuditLog
     from medtl.scans.intake import read_origins
     from medtl.scans.io import write_readmissions
-    from medtl.scans.quarantine import find, readmissions
+    from medtl.scans.quarantine import FOLDER, READMITTED, find, readmissions
     from medtl.scans.quarantine import readmit as with_word
 
     scans = steps.ingest_scans(config)
@@ -102,9 +103,9 @@ def readmit(config: Config, item: str, why: str) -> str:
     words = with_word(readmissions(config.workspace), one, members, why)
     details = {"item": one.item, "code": one.code, "files": one.files, "why": why.strip()}
     # logged first: nothing is taken back without a trace, not even when the log cannot be written
-    trail = AuditLog(config.workspace)
-    trail.append("scan.readmitted", one.content or one.item, details=details)
-    trail.note_files("quarantine.readmitted", one.content or one.item, [write_readmissions(config.workspace, words)])
+    trail, subject, path = AuditLog(config.workspace), one.content or one.item, config.workspace / FOLDER / READMITTED
+    trail.note_ahead("scan.readmitted", subject, path, record_bytes(words), details)
+    trail.note_files("quarantine.readmitted", subject, [write_readmissions(config.workspace, words)])
     files = "1 file" if one.files == 1 else f"{one.files} files"
     return f"{one.item} ({one.code}, {files}) is taken with the next ingest; the audit log says by whom and why."
 
@@ -192,12 +193,15 @@ def _split(config: Config) -> Table:
 
 
 def _plan(config: Config) -> Table:
-    from medtl.dataset.io import read_plan
+    from medtl.dataset.io import read_grid, read_plan
+    from pipelines import segmenting
 
     scans = steps.ingest_scans(config)
     cohort = steps.build_cohort(config, scans)
-    plan = read_plan(steps.make_plan(config, scans, cohort, steps.split_by_patient(config, cohort)).path)
-    return "Plan, from the training part", ("decision", "value and reason"), list(plan.reasons.items())
+    made = segmenting.plan_grid if config.segments else steps.make_plan
+    artifact = made(config, scans, cohort, steps.split_by_patient(config, cohort))
+    reasons = read_grid(artifact.path).reasons if config.segments else read_plan(artifact.path).reasons
+    return "Plan, from the training part", ("decision", "value and reason"), list(reasons.items())
 
 
 def _phases(config: Config) -> Table:
@@ -207,9 +211,10 @@ def _phases(config: Config) -> Table:
     folder = _finished(config, "checkpoint")
     record = read_record(folder / "checkpoint.json", Checkpoint)
     rows = [
-        (p.name, " ".join(p.unfrozen), p.trainable_parameters, p.best_epoch, p.val_auroc, p.kept) for p in record.phases
+        (p.name, " ".join(p.unfrozen), p.trainable_parameters, p.best_epoch, p.monitor, p.watched, p.kept)
+        for p in record.phases
     ]
-    columns = ("phase", "unfrozen", "trainable", "best epoch", "validation AUROC", "kept")
+    columns = ("phase", "unfrozen", "trainable", "best epoch", "watched on validation", "best value", "kept")
     return f"Phases of {record.backbone}", columns, rows
 
 

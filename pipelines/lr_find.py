@@ -14,7 +14,7 @@ from medtl.artifacts import Store, storage_errors, write_bytes
 from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.progress import listening
-from pipelines.terminal import ConfigFile, Json, Sets, load, log_to_file, progress, show_table
+from pipelines.terminal import ConfigFile, Json, Sets, load_diagnosis, log_to_file, progress, show_table
 
 if TYPE_CHECKING:
     from medtl.model.lr_find import RangeTest
@@ -34,7 +34,7 @@ def lr_find(
     The network is as it starts, with its weights and before any phase; validation and test are not looked at. Writes
     the curve as a page into the workspace's reports.
     """
-    settings = load(config, set_)
+    settings = load_diagnosis(config, set_, "lr-find")
     Store(settings.workspace)  # says at once if the workspace cannot be written
     log_to_file(settings.workspace)
     with progress() as listener, listening(listener) if listener else nullcontext():

@@ -10,7 +10,7 @@ from medtl.artifacts import Store, code_digest, storage_errors, write_bytes, wri
 from medtl.audit import AuditedStore, AuditLog
 from medtl.config import Config
 from medtl.records import Artifact
-from pipelines.prepared import Trained
+from pipelines.prepared import Prepared, Segmented, Trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,8 @@ class Tested:
 
     name: str
     repeat: int
-    trained: Trained
+    trained: Trained | Segmented
+    prepared: Prepared
 
 
 def pool_folds(config: Config, cohort: Artifact, found: list[Tested]) -> Artifact:
@@ -37,14 +38,15 @@ def pool_folds(config: Config, cohort: Artifact, found: list[Tested]) -> Artifac
 
     def build(folder: Path) -> None:
         known = read_cohort(cohort.path)
+        diagnoses = [(one, one.trained) for one in found if isinstance(one.trained, Trained)]
         folds = [
             pooling.Fold(
                 one.name,
-                io.read_predictions(one.trained.test.path),
-                io.read_evaluation(one.trained.evaluation.path).operating_points,
+                io.read_predictions(trained.test.path),
+                io.read_evaluation(trained.evaluation.path).operating_points,
                 one.repeat,
             )
-            for one in found
+            for one, trained in diagnoses
         ]
         io.write_evaluation(folder, pooling.pool(folds, known.task, known.classes, config.evaluation, config.seed))
 
@@ -61,7 +63,7 @@ def write_folds(config: Config, cohort: Artifact, pooled: Artifact, found: list[
     design = Design(
         by=config.dataset.folds.by,
         title=config.report.title or config.name,
-        backbone=config.model.backbone,
+        backbone=config.model.segmenter.network if config.segments else config.model.backbone,
         weights=Path(config.model.weights).name,
         studies=len(known.studies),
         patients=len({study.patient for study in known.studies}),

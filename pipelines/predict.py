@@ -1,25 +1,13 @@
 """New scans -> a table of probabilities and decisions, by a release's own plan and operating point."""
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
 from medtl.config import Config
 from pipelines import tasks
+from pipelines.apply import Request
 from pipelines.trail import recorded
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to predict, with which release, and where the table goes."""
-
-    scans: Path
-    out: Path | None = None
-    release: str | None = None
-    allow_candidate: bool = False
-    names: bool = True
 
 
 @flow(name="predict")

@@ -30,3 +30,13 @@ class Trained:
     evaluation: Artifact
     examination: Artifact | None = None  # of the model that may become a release
     explanations: Artifact | None = None  # likewise
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented:
+    """The artifacts of one trained and measured segmentation."""
+
+    checkpoint: Artifact
+    val: Artifact  # predicted masks, before cleaning
+    test: Artifact
+    evaluation: Artifact  # with what each mask measured, and how masks are cleaned

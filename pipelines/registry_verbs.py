@@ -1,4 +1,4 @@
-"""The verbs of the registry: list, show, promote, retire, rollback. They need no Prefect."""
+"""The verbs of the registry: list, show, promote, retire, rollback, export, import. They need no Prefect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from pipelines.audit_verbs import By, Reason, Role
-from pipelines.terminal import Json, Workspace, number, show_table
+from pipelines.terminal import Json, Sets, Workspace, load, number, show_table
 from pipelines.weights import KEEP
 
 if TYPE_CHECKING:
@@ -126,20 +126,29 @@ def registry_rollback(
 @registry.command(name="export")
 def registry_export(
     release: ReleaseId,
-    out: Annotated[Path, Parameter(help="zip to write")],
+    out: Annotated[Path, Parameter(help="zip, ONNX file, or folder of a bundle to write")],
     *,
+    format_: Annotated[
+        Literal["parcel", "onnx", "bundle"],
+        Parameter(name="--format", help="parcel: for `medtl registry import`; onnx: the network; bundle: MONAI's"),
+    ] = "parcel",
+    config: Annotated[Path | None, Parameter(help="of a bundle: YAML file that says how scans are read")] = None,
+    set_: Sets = None,
     workspace: Workspace = _DEFAULT,
     json_: Json = False,
 ) -> None:
-    """Write a release as one zip that `medtl registry import` takes in elsewhere; the same bytes each time."""
-    from medtl.registry import parcel
+    """Write a release as one zip that `medtl registry import` takes in elsewhere, or as others can run it.
+
+    An ONNX file takes prepared images; it is tried in onnxruntime first, and refused where an answer differs by more
+    than 1e-4. A bundle takes scans: `python -m monai.bundle run` gives the answers of `medtl predict`.
+    """
     from medtl.registry.io import Register
+    from pipelines.exports import export
 
     register = Register(workspace)
     entry = register.called(release)
-    sha256 = parcel.pack(register.open(entry), out)
-    register.trail.append("release.exported", entry.release.release_id, details={"sha256": sha256})
-    value = {"release": entry.release.release_id, "file": str(out), "sha256": sha256}
+    sha256 = export(register, entry, out, format_, None if config is None else load(config, set_))
+    value = {"release": entry.release.release_id, "file": str(out), "format": format_, "sha256": sha256}
     show_table(value, json_, "Exported", tuple(value), [tuple(value.values())])
 
 

@@ -22,7 +22,7 @@ from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import PARTS, Artifact, Exclusion, Release
-from pipelines.prepared import Prepared, Trained
+from pipelines.prepared import Prepared, Segmented, Trained
 from pipelines.steps import (
     file_count,
     find_scans,
@@ -98,7 +98,8 @@ def run_key(config: Config, inputs: Inputs) -> str:
     )
     settings["model"].pop("weights")
     threads = config.model.threads or os.cpu_count() or 1
-    own = ("steps.py", "examination.py", "explanations.py", "training.py", "results.py", "run.py", "incumbent.py")
+    own = ("steps.py", "examination.py", "explanations.py", "training.py", "results.py", "run.py", "incumbent.py",
+           "segmenting.py")  # fmt: skip
     code = [code_digest(*rooms), *(file_digest(Path(__file__).parent / name) for name in own)]
     return digest_of([asdict(inputs), settings, threads, code, versions(*LIBRARIES), _live(config)])
 
@@ -161,7 +162,12 @@ def remember_run(config: Config, key: str, artifacts: tuple[Artifact, ...], summ
 
 
 def summarise(
-    config: Config, prepared: Prepared, trained: Trained, comparison: Artifact | None, release: Release, page: Path
+    config: Config,
+    prepared: Prepared,
+    trained: Trained | Segmented,
+    comparison: Artifact | None,
+    release: Release,
+    page: Path,
 ) -> dict[str, Any]:
     """Put a run's results into the one object that machines read."""
     from medtl.dataset.io import read_split
@@ -223,6 +229,8 @@ def summarise_training(checkpoint: Artifact) -> dict[str, Any]:
                 "name": p.name,
                 "best_epoch": p.best_epoch,
                 "val_auroc": p.val_auroc,
+                "monitor": p.monitor,
+                "watched": p.watched,
                 "val_loss": p.val_loss,
                 "epochs": p.epochs,
                 "kept": p.kept,
@@ -271,7 +279,7 @@ def study_facts(config: Config, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def summarise_evaluation(trained: Trained) -> dict[str, Any]:
+def summarise_evaluation(trained: Trained | Segmented) -> dict[str, Any]:
     """Tell what was measured on the test part."""
     from medtl.evaluation.io import read_evaluation
 
@@ -285,11 +293,13 @@ def summarise_evaluation(trained: Trained) -> dict[str, Any]:
 
 
 def artifacts_of(
-    prepared: Prepared, trained: Trained, scratch: Trained | None, comparison: Artifact | None
+    prepared: Prepared, trained: Trained | Segmented, scratch: Trained | None, comparison: Artifact | None
 ) -> tuple[Artifact, ...]:
     """List every artifact behind a run."""
-    models = [trained] + ([scratch] if scratch else [])
     found = [prepared.scans, prepared.cohort, prepared.split, prepared.plan, prepared.pack]
+    if isinstance(trained, Segmented):
+        return (*found, trained.checkpoint, trained.val, trained.test, trained.evaluation)
+    models = [trained] + ([scratch] if scratch else [])
     for model in models:
         found += [model.checkpoint, model.calibrator, model.val, model.test, model.evaluation]
         found += [one for one in (model.examination, model.explanations) if one is not None]

@@ -11,7 +11,8 @@ from prefect import flow
 
 from medtl.config import Config
 from pipelines import results, tasks
-from pipelines.evaluate import measure
+from pipelines.evaluate import measure, measure_masks
+from pipelines.prepared import Prepared
 from pipelines.trail import recorded
 from pipelines.train import prepare
 
@@ -27,6 +28,8 @@ async def run(config: Config) -> dict[str, Any]:
     if done is not None:
         return {**done, "reused": True, "seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}
     prepared = await prepare(config)
+    if config.segments:
+        return await _segment(config, prepared, key, started)
     trained = await measure(config, prepared)
     scratch = await measure(config, prepared, scratch=True) if config.model.scratch else None
     comparison = None
@@ -41,6 +44,18 @@ async def run(config: Config) -> dict[str, Any]:
     results.remember_run(
         config, key, (*results.artifacts_of(prepared, trained, scratch, comparison), artifact, report), summary
     )
+    return {**summary, "reused": False, **resources}
+
+
+async def _segment(config: Config, prepared: Prepared, key: str, started: float) -> dict[str, Any]:
+    """Go the second half of the way for a segmentation."""
+    segmented = await measure_masks(config, prepared)
+    artifact, release = await tasks.release_masks(config, prepared, segmented)
+    resources = {"seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}
+    report, page = await tasks.report_masks(config, prepared, segmented, release, resources)
+    summary = results.summarise(config, prepared, segmented, None, release, page)
+    found = (*results.artifacts_of(prepared, segmented, None, None), artifact, report)
+    results.remember_run(config, key, found, summary)
     return {**summary, "reused": False, **resources}
 
 

@@ -50,17 +50,23 @@ from medtl.records import (
 from pipelines import training
 from pipelines.examination import read_examination
 from pipelines.explanations import read_explanations
-from pipelines.prepared import Prepared, Trained
+from pipelines.prepared import Prepared, Segmented, Trained
 
 if TYPE_CHECKING:
     from medtl.dataset.leaks import Fingerprints, Listed
+    from medtl.model.io import FolderSaver
     from medtl.registry.promotion import Beside
+    from medtl.report.facts import Facts
     from medtl.scans.quarantine import Readmission
     from medtl.scans.sources import SourceFile
 
 log = logging.getLogger("medtl")
 PROOF = "proof.json"  # beside a split
 _DIGESTS, _SPECTRA = "digests.json", "spectra.npy"  # of fingerprints
+BY_THEMSELVES = (  # settings of the model that a checkpoint does not depend on, or by what they come to
+    "vault", "scratch", "scratch_phases", "weights", "device", "threads", "precision", "cache", "fetch",
+    "save_every_s", "inference",
+)  # fmt: skip
 NOT_CHOOSING = ("reference", "incumbent")  # looks at the test part that say nothing about the model under way
 
 
@@ -158,7 +164,10 @@ def ingest_scans(config: Config) -> Artifact:
     """Files -> scans, exclusions and pixels."""
     from medtl.scans.intake import ingest, read_exclusions
     from medtl.scans.io import write_quarantine
+    from medtl.scans.quarantine import FOLDER, TABLE, reasons_table
 
+    trail = AuditLog(config.workspace)
+    trail.finish_files()
     intake, store = look_at_source(config), AuditedStore(config.workspace)
     names = load_pseudonymiser(config.scans.key_file)
     artifact = _make(
@@ -168,8 +177,9 @@ def ingest_scans(config: Config) -> Artifact:
         lambda folder: ingest(intake.files, config.scans, names, folder, store, intake.readmitted),
     )
     exclusions = read_exclusions(artifact.path)
-    table = write_quarantine(store.workspace, exclusions)
-    AuditLog(config.workspace).note_files("quarantine.listed", artifact.digest, [table])
+    table = store.workspace / FOLDER / TABLE
+    trail.note_ahead("quarantine.listing", artifact.digest, table, reasons_table(exclusions))
+    trail.note_files("quarantine.listed", artifact.digest, [write_quarantine(store.workspace, exclusions)])
     _enter(config, exclusions)
     return artifact
 
@@ -185,8 +195,9 @@ def _enter(config: Config, exclusions: Sequence[Exclusion]) -> None:
 
 def build_cohort(config: Config, scans: Artifact) -> Artifact:
     """Scans and labels -> cohort."""
-    from medtl.scans.intake import read_scans
-    from medtl.studies import io, labels
+    from medtl.scans.intake import read_exclusions, read_scans
+    from medtl.scans.segments import PixelStore
+    from medtl.studies import io, labels, masks
 
     table = label_table(config)
     names = load_pseudonymiser(config.scans.key_file)
@@ -205,7 +216,12 @@ def build_cohort(config: Config, scans: Artifact) -> Artifact:
         else:
             columns, cells = io.read_table(table)
             rows = labels.rows_of(columns, cells, config.studies.labels, names)
-        io.write_cohort(folder, labels.build_cohort(found, rows, config.studies))
+        if config.segments:
+            read, refused = PixelStore(pixel_folder(config)), read_exclusions(scans.path)
+            cohort = masks.build_cohort(found, rows, config.studies, read, refused)
+        else:
+            cohort = labels.build_cohort(found, rows, config.studies)
+        io.write_cohort(folder, cohort)
 
     artifact = _make(config, "cohort", inputs, build)
     cohort = io.read_cohort(artifact.path)
@@ -444,24 +460,12 @@ def fit_in_phases(
     device = fit.device_of(model)
     precision = fit.precision_of(model, device)
     threads = model.threads or max(1, (os.cpu_count() or 1) // model.processes)
-    by_themselves = (
-        "vault",
-        "scratch",
-        "scratch_phases",
-        "weights",
-        "device",
-        "threads",
-        "precision",
-        "cache",
-        "fetch",
-        "save_every_s",
-    )
     inputs = {
         "cohort": cohort.digest,  # the labels
         "split": split.digest,
         "pack": pack.digest,
         "config": {
-            **_settings(model, *by_themselves), "phases": [phase.model_dump(mode="json") for phase in model.schedule]
+            **_settings(model, *BY_THEMSELVES), "phases": [phase.model_dump(mode="json") for phase in model.schedule]
         },
         "transforms": _settings(config.dataset.transforms),
         "weights": [weights.sha256, asdict(weights.contract) if weights.contract else None] if weights else None,
@@ -489,6 +493,12 @@ def fit_in_phases(
         threads,
         shared,
     )
+    return trained_by(config, job, saver, inputs)
+
+
+def trained_by(config: Config, job: training.Job, saver: FolderSaver, inputs: Mapping[str, Any]) -> Artifact:
+    """Do a training, or find it done; keep how long it took."""
+    store = AuditedStore(config.workspace)
     if saver.path.exists() and store.find("checkpoint", inputs) is None:
         log.warning("an interrupted training was found; going on from where it was last saved")
     began = time.perf_counter()
@@ -545,7 +555,7 @@ def predict_part(
     }
 
     if part == "test":
-        _open_test(config, cohort, split, checkpoint, inputs, purpose)
+        open_test(config, cohort, split, checkpoint, inputs, purpose)
 
     def build(folder: Path) -> None:
         known, parts = read_cohort(cohort.path), dataset_io.read_split(split.path)
@@ -568,7 +578,7 @@ def predict_part(
     return _make(config, "predictions", inputs, build)
 
 
-def _open_test(
+def open_test(
     config: Config, cohort: Artifact, split: Artifact, checkpoint: Artifact, inputs: Mapping[str, Any], purpose: str
 ) -> None:
     """Prove the split clean again and enter the look at its test part, unless this look is entered already."""
@@ -691,7 +701,19 @@ def make_release(
     config: Config, prepared: Prepared, trained: Trained, beside: Beside | None = None
 ) -> tuple[Artifact, Release]:
     """Checkpoint and evaluation -> release, entered in the register as the gate decides."""
-    from medtl.dataset.io import read_plan, read_split
+    parts = (trained.checkpoint, prepared.plan, trained.calibrator, trained.evaluation, trained.examination)
+    return enter_release(config, prepared, trained, tuple(filter(None, parts)), beside)
+
+
+def enter_release(
+    config: Config,
+    prepared: Prepared,
+    trained: Trained | Segmented,
+    parts: Sequence[Artifact],
+    beside: Beside | None = None,
+) -> tuple[Artifact, Release]:
+    """Put the files of some artifacts together as a release and enter it in the register as the gate decides."""
+    from medtl.dataset.io import read_grid, read_plan, read_split
     from medtl.evaluation.io import read_evaluation
     from medtl.model.io import read_checkpoint
     from medtl.registry import parcel, promotion
@@ -700,14 +722,15 @@ def make_release(
     from medtl.report.words import leak_warning
 
     evaluation = read_evaluation(trained.evaluation.path)
+    examination = trained.examination if isinstance(trained, Trained) else None
     checks = _checks(config, prepared, trained, evaluation, beside)
     inputs = {
         "name": config.name,
         "checkpoint": trained.checkpoint.digest,
         "plan": prepared.plan.digest,
         "evaluation": trained.evaluation.digest,
-        "calibrator": trained.calibrator.digest,
-        "examination": trained.examination.digest if trained.examination else None,
+        "calibrator": trained.calibrator.digest if isinstance(trained, Trained) else None,
+        "examination": examination.digest if examination else None,
         "gate": [_settings(config.registry.promotion), [asdict(check) for check in checks]],
         "report": _settings(config.report),
         "provenance": provenance(config, prepared, trained),
@@ -724,15 +747,15 @@ def make_release(
     leaks = read_split(prepared.split.path).leaks
 
     def build(folder: Path) -> None:
-        parts = (trained.checkpoint, prepared.plan, trained.calibrator, trained.evaluation, trained.examination)
-        for source in filter(None, parts):
+        for source in parts:
             for path in sorted(source.path.iterdir()):
                 if path.name != "manifest.json":
                     (folder / path.name).write_bytes(path.read_bytes())
         write_record(folder / RELEASE, release)
         limits = (*([leak_warning(leaks)] if leaks else []), *config.report.limits)
+        plan = (read_grid if config.segments else read_plan)(prepared.plan.path)
         told = card(
-            config.report.title or config.name, config.report.intended_use, limits, read_plan(prepared.plan.path),
+            config.report.title or config.name, config.report.intended_use, limits, plan,
             read_checkpoint(trained.checkpoint.path), evaluation, checks, release.provenance,
         )  # fmt: skip
         write_bytes(folder / parcel.CARD, told.encode())
@@ -747,7 +770,7 @@ def make_release(
 
 
 def _checks(
-    config: Config, prepared: Prepared, trained: Trained, evaluation: Evaluation, beside: Beside | None
+    config: Config, prepared: Prepared, trained: Trained | Segmented, evaluation: Evaluation, beside: Beside | None
 ) -> tuple[GateCheck, ...]:
     from medtl.dataset.io import read_split
     from medtl.model.io import read_checkpoint
@@ -760,7 +783,7 @@ def _checks(
     if wanted.licences is not None:
         weights = read_checkpoint(trained.checkpoint.path).weights
         checks.append(promotion.check_licence(weights.licence, wanted.licences, weights.sha256 is not None))
-    if wanted.subgroup_floor is not None and trained.examination is not None:
+    if wanted.subgroup_floor is not None and isinstance(trained, Trained) and trained.examination is not None:
         groups = read_examination(trained.examination.path).subgroups
         checks.append(promotion.check_subgroups(groups, wanted.subgroup_floor))
     if wanted.incumbent is not None:
@@ -768,7 +791,7 @@ def _checks(
     return tuple(checks)
 
 
-def provenance(config: Config, prepared: Prepared, trained: Trained) -> dict[str, Any]:
+def provenance(config: Config, prepared: Prepared, trained: Trained | Segmented) -> dict[str, Any]:
     """Name everything a model was made from by its digest."""
     from medtl.model.io import read_checkpoint
 
@@ -803,37 +826,18 @@ def write_report(
     beside: Beside | None = None,
 ) -> tuple[Artifact, Path]:
     """Everything known -> one page; give the artifact and the copy that people open."""
-    from medtl.dataset.io import read_plan, read_split
+    from medtl.dataset.io import read_plan
     from medtl.evaluation.io import read_comparison, read_evaluation, read_predictions
     from medtl.model.io import read_checkpoint
-    from medtl.report.facts import Facts, shown_config
+    from medtl.report.facts import Facts
     from medtl.report.io import write_report as write
-    from medtl.report.pdf import is_installed
-    from medtl.scans.intake import read_exclusions, read_scans
-    from medtl.studies.io import read_cohort
 
     facts = Facts(
-        title=config.report.title or config.name,
-        config=config.model_dump(mode="json"),
-        intended_use=config.report.intended_use,
-        limits=config.report.limits,
-        files=file_count(prepared.scans),
-        scans=len(read_scans(prepared.scans.path)),
-        exclusions=read_exclusions(prepared.scans.path),
-        cohort=read_cohort(prepared.cohort.path),
-        split=read_split(prepared.split.path),
-        proof=read_record(prepared.split.path / PROOF, CleanProof),
+        **known_facts(config, prepared, trained, release),
         plan=read_plan(prepared.plan.path),
-        checkpoint=read_checkpoint(trained.checkpoint.path),
-        evaluation=read_evaluation(trained.evaluation.path),
         scratch=read_checkpoint(scratch.checkpoint.path) if scratch else None,
         scratch_evaluation=read_evaluation(scratch.evaluation.path) if scratch else None,
         comparison=read_comparison(comparison.path) if comparison else None,
-        release_status=release.status,
-        gate=release.checks,
-        release_id=release.release_id,
-        provenance=release.provenance,
-        test_openings=_test_openings(config, prepared.split),
         examination=read_examination(trained.examination.path) if trained.examination else None,
         explanations=read_explanations(trained.explanations.path) if trained.explanations else None,
         predictions=read_predictions(trained.test.path),
@@ -841,33 +845,73 @@ def write_report(
         resources=resources,
     )
     inputs = {
-        "release": release.release_id,
-        "status": release.status,
+        **shown_by(config, prepared, facts),
+        "comparison": comparison.digest if comparison else None,
+        "scratch": scratch.checkpoint.digest if scratch else None,
+        "beside": asdict(beside) if beside else None,
+        "explanations": trained.explanations.digest if trained.explanations else None,
+    }
+    artifact = _make(config, "report", inputs, lambda folder: write(folder, facts))
+    return artifact, copy_to_reports(config, f"{config.name}-{release.release_id}.html", artifact)
+
+
+def known_facts(config: Config, prepared: Prepared, trained: Trained | Segmented, release: Release) -> dict[str, Any]:
+    """Collect what a page says of any model, as fields of :class:`medtl.report.facts.Facts`."""
+    from medtl.dataset.io import read_split
+    from medtl.evaluation.io import read_evaluation
+    from medtl.model.io import read_checkpoint
+    from medtl.scans.intake import read_exclusions, read_scans
+    from medtl.studies.io import read_cohort
+
+    return {
+        "title": config.report.title or config.name,
+        "config": config.model_dump(mode="json"),
+        "intended_use": config.report.intended_use,
+        "limits": config.report.limits,
+        "files": file_count(prepared.scans),
+        "scans": len(read_scans(prepared.scans.path)),
+        "exclusions": read_exclusions(prepared.scans.path),
+        "cohort": read_cohort(prepared.cohort.path),
+        "split": read_split(prepared.split.path),
+        "proof": read_record(prepared.split.path / PROOF, CleanProof),
+        "checkpoint": read_checkpoint(trained.checkpoint.path),
+        "evaluation": read_evaluation(trained.evaluation.path),
+        "release_status": release.status,
+        "gate": release.checks,
+        "release_id": release.release_id,
+        "provenance": release.provenance,
+        "test_openings": test_openings(config, prepared.split),
+    }
+
+
+def shown_by(config: Config, prepared: Prepared, facts: Facts) -> dict[str, Any]:
+    """Name what the page of any model depends on."""
+    from medtl.report.facts import shown_config
+    from medtl.report.pdf import is_installed
+
+    return {
+        "release": facts.release_id,
+        "status": facts.release_status,
         "report": _settings(config.report),
         "scans": prepared.scans.digest,
         "cohort": prepared.cohort.digest,
         "split": prepared.split.digest,
         "shown": digest_of(shown_config(facts.config)),
-        "provenance": digest_of(dict(release.provenance)),
-        "comparison": comparison.digest if comparison else None,
-        "scratch": scratch.checkpoint.digest if scratch else None,
+        "provenance": digest_of(dict(facts.provenance)),
         "openings": facts.test_openings,
-        "beside": asdict(beside) if beside else None,
-        "explanations": trained.explanations.digest if trained.explanations else None,
         "pdf": is_installed(),
         "code": code_digest("report"),
     }
-    artifact = _make(config, "report", inputs, lambda folder: write(folder, facts))
-    return artifact, _copy_to_reports(config, f"{config.name}-{release.release_id}.html", artifact)
 
 
-def _test_openings(config: Config, split: Artifact) -> int:
+def test_openings(config: Config, split: Artifact) -> int:
     """Count the looks at a test part, without those of the reference from scratch: these choose nothing."""
     opened = [event for event in AuditLog(config.workspace).events() if event["action"] == "test.opened"]
     return sum(e["subject"] == split.digest and e["details"].get("purpose") not in NOT_CHOOSING for e in opened)
 
 
-def _copy_to_reports(config: Config, name: str, report: Artifact) -> Path:
+def copy_to_reports(config: Config, name: str, report: Artifact) -> Path:
+    """Put a report where people look for it; give the page."""
     folder = Store(config.workspace).workspace / "reports"
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)

@@ -19,7 +19,17 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from pipelines import apply, contenders, examination, explanations, incumbent, pooling, steps, validation
+from pipelines import (
+    apply,
+    contenders,
+    examination,
+    explanations,
+    incumbent,
+    pooling,
+    segmenting,
+    steps,
+    validation,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,6 +93,14 @@ write_folds = _task(pooling.write_folds)
 compare = _task(steps.compare)
 compare_with_live = _task(incumbent.compare_with_live)
 make_release = _task(steps.make_release)
+plan_grid = _task(segmenting.plan_grid)
+pack_volumes = _task(segmenting.pack_volumes)
+fit_masks = _task(segmenting.fit_masks)
+predict_masks = _task(segmenting.predict_masks)
+evaluate_masks = _task(segmenting.evaluate_masks)
+pool_mask_folds = _task(segmenting.pool_mask_folds)
+release_masks = _task(segmenting.release_masks)
+report_masks = _task(segmenting.report_masks)
 write_report = _task(steps.write_report)
 validate_elsewhere = _task(validation.validate_elsewhere)
 apply_release = _task(apply.apply_release)

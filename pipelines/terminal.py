@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from medtl.config import Config, load_config
+from medtl.errors import ConfigError
 
 WHOLE = frozenset({"item", "output", "release"})  # columns that people copy from: never broken over two lines
 ConfigFile = Annotated[Path, Parameter(help="YAML file of the run, for instance configs/demo.yaml")]
@@ -27,6 +28,21 @@ Workspace = Annotated[Path, Parameter(help="workspace of the runs")]
 def load(path: Path, overrides: Sequence[str] | None) -> Config:
     """Read a config with its overrides."""
     return load_config(path, overrides or [])
+
+
+def load_diagnosis(path: Path, overrides: Sequence[str] | None, verb: str) -> Config:
+    """Read the config of a diagnosis.
+
+    Raises:
+        ConfigError: it is one of a segmentation, which this verb does not do.
+    """
+    config = load(path, overrides)
+    if config.segments:
+        raise ConfigError(
+            f"`medtl {verb}` is for diagnosis, and this config has masks (studies.labels.mask): a segmentation. It "
+            "takes run, train, evaluate, crossval and predict."
+        )
+    return config
 
 
 @contextmanager

@@ -61,6 +61,7 @@ def unchanged(config: Config, summary: Mapping[str, Any]) -> None:
     """Enter a run that had nothing to do."""
     details = {"name": config.name, "config": _config_digest(config), "release": summary["release"]}
     trail = AuditLog(config.workspace)
+    trail.finish_files()
     trail.append("run.unchanged", f"run-{uuid.uuid4().hex[:12]}", details=details)
     anchor(trail, config.audit)
 
@@ -219,16 +220,24 @@ def _result_faults(root: Path, folder: str, event: Mapping[str, Any] | None) -> 
 
 def _file_faults(root: Path, events: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
     """Hold single files that the trail names by their sha256 against it: register, pages, runs, table of quarantine."""
-    last: dict[str, Mapping[str, Any]] = {}
+    last: dict[str, tuple[str, str]] = {}
+    ahead: dict[str, tuple[str, str]] = {}
     for event in events:
         for name, sha256 in _files_of(event).items():
-            last[name] = {"sha256": sha256, "time": event["time"]}
-    for name, said in sorted(last.items()):
-        path = root / name
-        if not path.is_file():
-            yield Fault("missing", name, f"it was written at {said['time']}")
-        elif file_digest(path) != said["sha256"]:
-            yield Fault("altered", name, f"it is not what was written at {said['time']}")
+            last[name] = sha256, event["time"]
+            ahead.pop(name, None)
+        ahead |= {name: (sha256, event["time"]) for name, sha256 in _files_of(event, "ahead").items()}
+    for name in sorted(last.keys() | ahead.keys()):
+        path, (said, when), (begun, begun_at) = root / name, last.get(name, ("", "")), ahead.get(name, ("", ""))
+        there = file_digest(path) if path.is_file() else ""
+        if there == said:  # also where neither was: it was begun, and a crash came before it was written
+            continue
+        if there == begun:
+            yield Fault("unfinished", name, f"it is what was begun at {begun_at}; the next run enters it")
+        elif not there:
+            yield Fault("missing", name, f"it was written at {when}")
+        else:
+            yield Fault("altered", name, f"it is not what was written at {when or begun_at}")
     for folder in _LISTED:
         for path in sorted((root / folder).glob("*")):
             name = path.relative_to(root).as_posix()
@@ -236,7 +245,7 @@ def _file_faults(root: Path, events: Sequence[Mapping[str, Any]]) -> Iterator[Fa
                 yield Fault("unknown", name, "nobody entered it on the trail")
 
 
-def _files_of(event: Mapping[str, Any]) -> Mapping[str, str]:
-    """Give the files that an event names by their sha256."""
-    files = event["details"].get("files")
+def _files_of(event: Mapping[str, Any], how: str = "files") -> Mapping[str, str]:
+    """Give the files that an event names by their sha256: those that are there, or were about to be (``ahead``)."""
+    files = event["details"].get(how)
     return files if isinstance(files, dict) else {}

@@ -15,14 +15,22 @@ async def prepare(config: Config) -> Prepared:
     """Bring scans and labels as far as one packed array."""
     scans = await tasks.ingest_scans(config)
     cohort = await tasks.build_cohort(config, scans)
-    split = await tasks.split_by_patient(config, cohort)
+    return await packed(config, scans, cohort, await tasks.split_by_patient(config, cohort))
+
+
+async def packed(config: Config, scans: Artifact, cohort: Artifact, split: Artifact) -> Prepared:
+    """Plan from the training part of a split, and pack what it needs."""
+    if config.segments:
+        plan = await tasks.plan_grid(config, scans, cohort, split)
+        return Prepared(scans, cohort, split, plan, await tasks.pack_volumes(config, scans, cohort, plan))
     plan = await tasks.make_plan(config, scans, cohort, split)
-    pack = await tasks.pack_images(config, scans, cohort, plan)
-    return Prepared(scans, cohort, split, plan, pack)
+    return Prepared(scans, cohort, split, plan, await tasks.pack_images(config, scans, cohort, plan))
 
 
 async def fit(config: Config, prepared: Prepared, scratch: bool = False) -> Artifact:
     """Train one model on what was prepared."""
+    if config.segments:
+        return await tasks.fit_masks(config, prepared)
     return await tasks.fit_in_phases(config, prepared.cohort, prepared.split, prepared.plan, prepared.pack, scratch)
 
 

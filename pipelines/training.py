@@ -60,6 +60,11 @@ def train(job: Job, folder: Path) -> None:
 
 def train_here(job: Job, folder: Path) -> None:
     """Train in this process, alone or as one of several that torchrun has started; the first writes the checkpoint."""
+    if job.config.segments:
+        from pipelines import segmenting
+
+        segmenting.train_here(job, folder)
+        return
     from medtl.dataset.io import read_pack, read_plan, read_split
     from medtl.model import estimate, fit, io, parallel
     from medtl.studies.io import read_cohort

@@ -605,13 +605,7 @@ def near_in_features(features: FloatArray, sides: Sequence[Part], owners: Sequen
     unit = (features / length).astype(np.float32)
     owner = np.unique(np.array(owners, dtype=str), return_inverse=True)[1]
     side = np.array([PARTS.index(part) for part in sides])
-    nearest = np.full((count, len(PARTS)), np.inf)  # of each image, the distance to another owner's in each part
-    for start in range(0, count, _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        distance = np.maximum(1.0 - unit[rows] @ unit.T, _SAME_FEATURES)
-        distance[owner[rows, None] == owner[None]] = np.inf
-        for part in np.unique(side):
-            nearest[rows, part] = distance[:, side == part].min(axis=1)
+    nearest = np.column_stack([_nearest_of_others(unit, owner, side == part) for part in range(len(PARTS))])
     anywhere = nearest.min(axis=1)
     logs = np.log(anywhere[np.isfinite(anywhere)])
     low, high = np.quantile(logs, [0.25, 0.75]) if len(logs) >= _FEWEST else (0.0, 0.0)
@@ -627,3 +621,16 @@ def near_in_features(features: FloatArray, sides: Sequence[Part], owners: Sequen
         suspects[f"{PARTS[first]}-{PARTS[second]}"] = int((far <= max(threshold, _SAME_FEATURES)).sum())
         across = min(across, float(far.min(initial=np.inf)))
     return FeatureCheck(count, threshold, across if np.isfinite(across) else None, suspects)
+
+
+def _nearest_of_others(unit: FloatArray, owner: IntArray, among: AnyArray) -> FloatArray:
+    """Give each image's cosine distance to the nearest one among some that is another owner's, (n,); inf: nobody's."""
+    nearest = np.full(len(unit), np.inf)
+    some = np.flatnonzero(among)
+    for columns in np.split(some, range(8 * _BLOCK, len(some), 8 * _BLOCK)):  # not all at once: memory
+        for start in range(0, len(unit) if len(columns) else 0, _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            distance = np.maximum(1.0 - unit[rows] @ unit[columns].T, _SAME_FEATURES)
+            distance[owner[rows, None] == owner[columns]] = np.inf
+            np.minimum(nearest[rows], distance.min(axis=1), out=nearest[rows])
+    return nearest

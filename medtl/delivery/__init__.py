@@ -1,6 +1,7 @@
-"""Predictions go back to the clinic: today as a table.
+"""Predictions and masks go back to the clinic.
 
 ::
 
     probabilities + operating points ─▶ table.decide ─▶ table.rows_of ─▶ io
+    codes ─▶ masks.dicom_seg, masks.mask_nifti ─▶ io
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,10 +10,9 @@ import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from medtl.config import EvaluationConfig, ThresholdConfig, UncertaintyConfig
-from medtl.evaluation.bounds import SHARE, SIGNED, Basis, Counts, Scale, evenness, least_share
+from medtl.evaluation.bounds import SIGNED, Basis, Counts, evenness, least_share
 from medtl.evaluation.calibration import reliability
 from medtl.evaluation.checks import check_predictions
-from medtl.evaluation.delong import area, interval
 from medtl.evaluation.metrics import (
     METRICS,
     agreement_of_classes,
@@ -23,17 +22,9 @@ from medtl.evaluation.metrics import (
     net_benefit,
     sensitivity,
 )
+from medtl.evaluation.questions import Question, answers, basis_of, closed_forms, known_only, wilson_limits
 from medtl.evaluation.threshold import choose
-from medtl.evaluation.uncertainty import (
-    Estimate,
-    drawn,
-    estimate,
-    independent_votes,
-    left_out,
-    mean_of,
-    score_of,
-    wilson,
-)
+from medtl.evaluation.uncertainty import Estimate, mean_of, score_of
 from medtl.records import Curve, Evaluation, FloatArray, OperatingPoint, Predictions, Score, Task
 
 _FEW_PATIENTS = 30
@@ -45,19 +36,13 @@ _DECISION_THRESHOLDS = np.arange(1, 100) / 100
 _HIT = "share of a class whose most probable class is right"  # measured for the balanced accuracy, not reported
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One metric of one class: how resamples give its values, and what its interval needs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked(Question):
+    """A question about one metric of one class."""
 
     metric: str
     label: str
-    of: Callable[[FloatArray], FloatArray]  # (b, studies of the test part) weights -> (b,)
     patients: tuple[str, ...]  # of the studies it is measured on
-    basis: Basis
-    estimable: bool = True
-    scale: Scale = SHARE
-    limits: Callable[[], tuple[float, float] | None] | None = None  # of method analytic, where it has any
-    unknown: str = ""  # why it may have no value
     price: float = 0.0  # of a false alarm, of the net benefit
 
 
@@ -112,7 +97,7 @@ def reported_classes(task: Task, classes: Sequence[str]) -> list[int]:
 
 def ask(
     test: Predictions, task: Task, classes: Sequence[str], points: Sequence[OperatingPoint], config: EvaluationConfig
-) -> list[Question]:
+) -> list[Asked]:
     """Ask for every metric of every reported class, and of several classes for those of the one decision too.
 
     Args:
@@ -144,12 +129,12 @@ def _operating_point(val: Predictions, index: int, label: str, config: Evaluatio
 
 def _questions(
     test: Predictions, index: int, label: str, point: OperatingPoint, config: EvaluationConfig
-) -> list[Question]:
+) -> list[Asked]:
     truth, score, known = _known(test, index)
     patients = tuple(patient for patient, is_known in zip(test.patients, known, strict=True) if is_known)
     called = (score >= point.threshold).astype(np.float64)
     counts = Counts.of(patients, truth, called)
-    closed = _closed_forms(truth, score, called, patients, config.uncertainty.level)
+    closed = closed_forms(truth, score, called, patients, config.uncertainty.level)
     price = price_of_a_false_alarm(point.threshold, config.threshold)
     own: Mapping[str, Callable[..., FloatArray]] = {
         "calibration_error": partial(calibration_error, bins=config.calibration_bins),
@@ -159,17 +144,17 @@ def _questions(
     for metric, row in METRICS.items():
         of = partial(own.get(metric, row.function), truth, called if row.needs == "decisions" else score)
         questions.append(
-            Question(
-                metric,
-                label,
-                of if known.all() else partial(_of_known, of, known),
-                patients,
+            Asked(
+                of if known.all() else known_only(of, known),
                 counts.basis(row.rests_on, config.uncertainty.level),
-                metric not in _MIX_BOTH_KINDS or min(counts.diseased, counts.healthy) > 0,
                 row.scale,
                 closed.get(metric),
+                metric not in _MIX_BOTH_KINDS or min(counts.diseased, counts.healthy) > 0,
                 row.unknown,
-                price,
+                metric=metric,
+                label=label,
+                patients=patients,
+                price=price,
             )
         )
     return questions
@@ -186,59 +171,26 @@ def price_of_a_false_alarm(threshold: float, config: ThresholdConfig) -> float:
     return threshold / (1 - threshold) if threshold < 1 else np.nan
 
 
-def _closed_forms(
-    truth: FloatArray, score: FloatArray, called: FloatArray, patients: Sequence[str], level: float
-) -> dict[str, Callable[[], tuple[float, float] | None]]:
-    """Give the limits that need no draws: DeLong's of the AUROC, Wilson's of shares."""
-    shares = {
-        "sensitivity": (called, truth),
-        "specificity": (1 - called, 1 - truth),
-        "ppv": (truth, called),
-        "npv": (1 - truth, 1 - called),
-        "prevalence": (truth, np.ones(len(truth))),
-    }
-
-    def of_area() -> tuple[float, float] | None:
-        return interval(area(truth, score, np.unique(np.array(patients), return_inverse=True)[1]), level)
-
-    return {
-        "auroc": of_area,
-        **{metric: partial(_wilson, *share, patients, level) for metric, share in shares.items()},
-    }
-
-
-def _wilson(
-    outcome: FloatArray, counted: FloatArray, patients: Sequence[str], level: float
-) -> tuple[float, float] | None:
-    votes = independent_votes(outcome, counted, np.unique(np.array(patients), return_inverse=True)[1])
-    return wilson(float((outcome * counted).sum() / counted.sum()), votes, level) if votes else None
-
-
-def _of_known(
-    of: Callable[[FloatArray], FloatArray], known: np.ndarray[tuple[int], np.dtype[np.bool_]], weights: FloatArray
-) -> FloatArray:
-    return of(weights[:, known])
-
-
-def _accuracy(test: Predictions, level: float) -> Question:
+def _accuracy(test: Predictions, level: float) -> Asked:
     right = (test.probabilities.argmax(1) == test.targets.argmax(1)).astype(np.float64)
     # the share of the studies that are right is the sensitivity where every study is diseased
     of = partial(sensitivity, np.ones(len(right)), right)
-    closed = partial(_wilson, right, np.ones(len(right)), test.patients, level)
-    return Question("accuracy", "all", of, test.patients, _basis(test.patients, level), limits=closed)
+    closed = partial(wilson_limits, right, np.ones(len(right)), test.patients, level)
+    basis = basis_of(test.patients, level)
+    return Asked(of, basis, limits=closed, metric="accuracy", label="all", patients=test.patients)
 
 
-def _hits(test: Predictions, classes: Sequence[str], level: float) -> list[Question]:
+def _hits(test: Predictions, classes: Sequence[str], level: float) -> list[Asked]:
     chosen = test.probabilities.argmax(1)
     questions = []
     for index, (label, truth) in enumerate(zip(classes, test.targets.T, strict=True)):
         of = partial(sensitivity, truth, (chosen == index).astype(np.float64))
         people = [patient for patient, is_true in zip(test.patients, truth, strict=True) if is_true]
-        questions.append(Question(_HIT, label, of, test.patients, _basis(people, level)))
+        questions.append(Asked(of, basis_of(people, level), metric=_HIT, label=label, patients=test.patients))
     return questions
 
 
-def _of_all_classes(test: Predictions, config: EvaluationConfig) -> list[Question]:
+def _of_all_classes(test: Predictions, config: EvaluationConfig) -> list[Asked]:
     """Ask for MCC and kappa of the one decision among all classes."""
     truth, classes = test.targets.argmax(1), test.targets.shape[1]
     functions = {"mcc": association_of_classes, "kappa": agreement_of_classes}
@@ -250,59 +202,30 @@ def _of_all_classes(test: Predictions, config: EvaluationConfig) -> list[Questio
     place = (1 + (classes * mean - 1) / (classes - 1)) / 2 if classes > 1 else 0.0
     basis = Basis(min(map(len, people)), place, evenness(test.patients))
     return [
-        Question(
-            metric,
-            "all",
+        Asked(
             partial(function, truth, test.probabilities.argmax(1), classes=classes),
-            test.patients,
             basis,
-            scale=SIGNED,
+            SIGNED,
+            metric=metric,
+            label="all",
+            patients=test.patients,
         )
         for metric, function in functions.items()
     ]
 
 
-def _basis(people: Sequence[str], level: float) -> Basis:
-    count = len(set(people))
-    return Basis(count, least_share(count, level), evenness(people))
-
-
 def answer(
-    questions: Sequence[Question],
+    questions: Sequence[Asked],
     study_ids: Sequence[str],
     patients: Sequence[str],
     config: UncertaintyConfig,
     seed: int,
 ) -> list[Estimate]:
-    """Put every question to the same resamples, and to all patients but one, a few at a time."""
-    draws = _asked(questions, drawn(study_ids, patients, config.resamples, seed))
-    without = _asked(questions, left_out(study_ids, patients))
-    ones = np.ones((1, len(patients)))
-    values = [float(question.of(ones)[0]) if question.estimable else np.nan for question in questions]
-    found = [
-        estimate(value, row, others, config.level, question.basis, question.scale, config.method)
-        for value, row, others, question in zip(values, draws, without, questions, strict=True)
-    ]
-    found = [_explained(one, question) for one, question in zip(found, questions, strict=True)]
-    if config.method == "analytic":
-        found = [_closed(one, question) for one, question in zip(found, questions, strict=True)]
-    return _with_bounded_benefit(questions, found)
+    """Answer every question from the same resamples."""
+    return _with_bounded_benefit(questions, answers(questions, study_ids, patients, config, seed))
 
 
-def _explained(found: Estimate, question: Question) -> Estimate:
-    """Say why there is no value although nobody is missing."""
-    if not np.isnan(found.value) or not question.unknown or question.basis.needed == 0:
-        return found
-    return replace(found, problem=f"not estimable: {question.unknown}")
-
-
-def _closed(found: Estimate, question: Question) -> Estimate:
-    """Take the limits that need no draws, where there are any."""
-    limits = question.limits() if question.limits and not found.problem else None
-    return found if limits is None else replace(found, limits=limits, below=0.0, above=0.0, bounded="")
-
-
-def _with_bounded_benefit(questions: Sequence[Question], found: list[Estimate]) -> list[Estimate]:
+def _with_bounded_benefit(questions: Sequence[Asked], found: list[Estimate]) -> list[Estimate]:
     """Let a net benefit be as much lower as its sensitivity and specificity may be beyond what the draws show."""
     by_name = {(q.metric, q.label): one for q, one in zip(questions, found, strict=True)}
     for place, question in enumerate(questions):
@@ -317,13 +240,8 @@ def _with_bounded_benefit(questions: Sequence[Question], found: list[Estimate]) 
     return found
 
 
-def _asked(questions: Sequence[Question], parts: Iterator[FloatArray]) -> FloatArray:
-    """Give each question's values on rows of weights, shape (questions, rows)."""
-    return np.concatenate([np.array([question.of(weights) for question in questions]) for weights in parts], axis=1)
-
-
 def scores_of(
-    questions: Sequence[Question], answers: Sequence[Estimate], patients: Sequence[str], level: float
+    questions: Sequence[Asked], answers: Sequence[Estimate], patients: Sequence[str], level: float
 ) -> list[Score]:
     """Order the scores by metric, the mean over classes after the classes."""
     scores = []

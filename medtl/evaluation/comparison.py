@@ -7,7 +7,7 @@ follows from the interval alone, so that page, gate and test cannot contradict e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -17,10 +17,9 @@ from medtl.config import UncertaintyConfig
 from medtl.evaluation.bounds import Counts
 from medtl.evaluation.delong import area, contrast
 from medtl.evaluation.metrics import METRICS
-from medtl.evaluation.uncertainty import Estimate, difference_of, drawn, estimate, left_out, mean_of, score_of
+from medtl.evaluation.questions import Question, answers, closed_forms, known_only
+from medtl.evaluation.uncertainty import Estimate, difference_of, mean_of, score_of
 from medtl.records import Comparison, FloatArray, IntArray, PairedTest, Predictions, Score, Verdict
-
-Measure = Callable[[FloatArray], FloatArray]  # (b, studies) weights -> (b,)
 
 
 def compare(
@@ -203,35 +202,18 @@ def _means(
     """Measure both models on the same resamples, and without the same patients."""
     ids, people, row, classes = both[0].study_ids, both[0].patients, METRICS[metric], _asked(both[0])
     used = decisions if row.needs == "decisions" and decisions is not None else [p.probabilities for p in both]
-    ask = [[_measure(metric, both[0].targets[:, index], scores[:, index]) for index in classes] for scores in used]
-    draws = _measured(ask, drawn(ids, people, config.resamples, seed))
-    without = _measured(ask, left_out(ids, people))
-    values = _measured(ask, iter([np.ones((1, len(ids)))]))[:, :, 0]
+    questions = [_question(both[0], metric, scores, index, config.level) for scores in used for index in classes]
+    found = answers(questions, ids, people, config, seed)
     names = [f"class {number} of {len(classes)}" for number in range(1, len(classes) + 1)]
-    means = []
-    for model, scores in enumerate(used):
-        parts = []
-        for place, index in enumerate(classes):
-            kind = scores[:, index] if row.needs == "decisions" else both[0].targets[:, index]
-            basis = _counts(people, both[0].targets[:, index], kind).basis(row.rests_on, config.level)
-            value, drew, others = float(values[model, place]), draws[model, place], without[model, place]
-            parts.append(estimate(value, drew, others, config.level, basis, row.scale, config.method))
-        means.append(mean_of(parts, names))
-    return means[0], means[1]
+    return mean_of(found[: len(classes)], names), mean_of(found[len(classes) :], names)
 
 
-def _measure(metric: str, truth: FloatArray, score: FloatArray) -> Measure:
-    known = np.isfinite(truth)
-    of = partial(METRICS[metric].function, truth[known], score[known])
-    return lambda weights: of(weights[:, known])
-
-
-def _measured(ask: Sequence[Sequence[Measure]], parts: Iterator[FloatArray]) -> FloatArray:
-    """Give both models' values of each class on rows of weights, shape (2, classes, rows)."""
-    return np.concatenate([np.array([[of(weights) for of in classes] for classes in ask]) for weights in parts], axis=2)
-
-
-def _counts(patients: Sequence[str], truth: FloatArray, called: FloatArray) -> Counts:
-    known = np.isfinite(truth)
-    people = [patient for patient, is_known in zip(patients, known, strict=True) if is_known]
-    return Counts.of(people, truth[known], called[known])
+def _question(predictions: Predictions, metric: str, scores: FloatArray, index: int, level: float) -> Question:
+    """Ask for one metric of one class by one model's probabilities or decisions, whichever it rests on."""
+    row, known = METRICS[metric], np.isfinite(predictions.targets[:, index])
+    truth, score = predictions.targets[known, index], scores[known, index]
+    people = [patient for patient, is_known in zip(predictions.patients, known, strict=True) if is_known]
+    counts = Counts.of(people, truth, score if row.needs == "decisions" else truth)
+    limits = closed_forms(truth, score, score, people, level).get(metric)
+    of = known_only(partial(row.function, truth, score), known)
+    return Question(of, counts.basis(row.rests_on, level), row.scale, limits)

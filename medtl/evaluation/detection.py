@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medtl.config import UncertaintyConfig
-from medtl.evaluation.questions import basis_of
-from medtl.evaluation.uncertainty import Estimate, drawn, estimate, left_out, mean_of, score_of
+from medtl.evaluation.questions import basis_of, measured
+from medtl.evaluation.uncertainty import Estimate, estimate, mean_of, score_of
 from medtl.records import FloatArray, IntArray, Score
 
 BoolArray = npt.NDArray[np.bool_]
@@ -323,14 +323,11 @@ def _estimates(
         groups: the images behind each value; patients without findings cannot show a sensitivity.
     """
     ids, people = ([getattr(image, what) for image in groups[0]] for what in ("image_id", "patient"))
-    draws, without, values = (
-        np.concatenate([of(weights) for weights in parts], axis=1)
-        for parts in (drawn(ids, people, config.resamples, seed), left_out(ids, people), [np.ones((1, len(ids)))])
-    )
+    values, draws, without = measured(of, ids, people, config, seed)
     bases = [basis_of([image.patient for image in some if _counted(image).any()], config.level) for some in groups]
     return [
-        estimate(float(value[0]), row, others, config.level, basis, method=config.method)
-        for value, row, others, basis in zip(values, draws, without, bases, strict=True)
+        estimate(value, row, others, config.level, basis, method=config.method)
+        for value, row, others, basis in zip(values.tolist(), draws, without, bases, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Predictions, evaluations and comparisons on disk."""
+"""Predictions, evaluations, comparisons and what was measured of masks on disk."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from pathlib import Path
 
 from medtl.artifacts import load_array, read_record, save_array, write_json, write_record
 from medtl.errors import StorageError
-from medtl.records import Comparison, Evaluation, NoveltyRule, Predictions
+from medtl.records import (
+    Comparison,
+    ComponentChoice,
+    Evaluation,
+    MaskQuality,
+    MaskResult,
+    NoveltyRule,
+    Predictions,
+)
 
 EVALUATION, COMPARISON, STUDIES = "evaluation.json", "comparison.json", "studies.json"
 TARGETS, PROBABILITIES = "targets.npy", "probabilities.npy"
 NOVELTY = "novelty.json"
+MASKS, COMPONENTS, QUALITY = "masks.json", "components.json", "quality.json"
 _NOVELTY_ARRAYS = ("scale", "centres", "whitening", "middle", "background", "references")
 
 
@@ -89,3 +98,45 @@ def read_novelty(folder: Path) -> NoveltyRule:
         raise StorageError(
             f"'{folder}' holds no readable novelty rule ({type(error).__name__}). Delete the folder and run again."
         ) from error
+
+
+def write_mask_results(folder: Path, results: tuple[MaskResult, ...]) -> None:
+    """Write what was measured of each structure of each (pseudonymous) study."""
+    write_record(folder / MASKS, results)
+
+
+def read_mask_results(folder: Path) -> tuple[MaskResult, ...]:
+    """Read what was measured of each structure of each study.
+
+    Raises:
+        StorageError: the file is missing or is not what was written.
+    """
+    return read_record(folder / MASKS, tuple[MaskResult, ...])
+
+
+def write_components(folder: Path, choices: tuple[ComponentChoice, ...]) -> None:
+    """Write which parts of each structure are kept."""
+    write_record(folder / COMPONENTS, choices)
+
+
+def read_components(folder: Path) -> tuple[ComponentChoice, ...]:
+    """Read which parts of each structure are kept.
+
+    Raises:
+        StorageError: the file is missing or is not what was written.
+    """
+    return read_record(folder / COMPONENTS, tuple[ComponentChoice, ...])
+
+
+def write_quality(folder: Path, quality: MaskQuality) -> None:
+    """Write how Dice is foretold."""
+    write_record(folder / QUALITY, quality)
+
+
+def read_quality(folder: Path) -> MaskQuality:
+    """Read how Dice is foretold.
+
+    Raises:
+        StorageError: the file is missing or is not what was written.
+    """
+    return read_record(folder / QUALITY, MaskQuality)

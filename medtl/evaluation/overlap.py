@@ -11,8 +11,9 @@ empty ones; Baid et al., arXiv 2107.02314 (2021), BraTS, for the other conventio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -22,14 +23,15 @@ from scipy.special import ndtr, stdtrit
 
 from medtl.config import UncertaintyConfig
 from medtl.evaluation.bounds import LINE, RATIO, SHARE, Scale
-from medtl.evaluation.questions import basis_of
-from medtl.evaluation.uncertainty import drawn, estimate, left_out, score_of
+from medtl.evaluation.questions import basis_of, measured
+from medtl.evaluation.uncertainty import estimate, score_of
 from medtl.records import AnyArray, FloatArray, Score
 
 BoolArray = npt.NDArray[np.bool_]
 Empty = Literal["unknown", "agree"]
 Box = tuple[slice, ...]
 MOST_LABELS = 65_535
+_WIDEST = 1 - 1e-12  # level of an interval: at 1 itself nothing is estimable
 BOTH_EMPTY = "not estimable: both masks are empty"
 
 
@@ -183,7 +185,7 @@ def summary(
         KeyError: there is no such metric.
     """
     scale, known = MASK_METRICS[metric].scale, [value is not None for value in values]
-    measured = np.array([value for value in values if value is not None], dtype=np.float64)
+    values_there = np.array([value for value in values if value is not None], dtype=np.float64)
     ids, people = ([name for name, there in zip(names, known, strict=True) if there] for names in (case_ids, patients))
     lacking = f"{len(known) - len(ids)} of {len(known)} cases not estimable, and left out" if not all(known) else ""
     scores = []
@@ -192,18 +194,18 @@ def summary(
             note = f"not estimable: no case has a value ({len(known)} cases)"
             scores.append(Score(f"{name}_{metric}", label, None, None, None, 0, 0, note))
             continue
-        draws, without = (
-            np.concatenate([of(measured, some) for some in weights])
-            for weights in (drawn(ids, people, config.resamples, seed), left_out(ids, people))
-        )
-        value = float(of(measured, np.ones((1, len(ids))))[0])
+        (value,), (draws,), (without,) = measured(partial(_alone, of, values_there), ids, people, config, seed)
         level, method, basis = config.level, config.method, basis_of(people, config.level)
-        if of is _median and method == "auto":
+        if of is _median and method in ("auto", "analytic"):
             level, method = _expanded(level, basis.needed), "percentile"
-        found = estimate(value, draws, without, level, basis, scale, method)
+        found = estimate(float(value), draws, without, level, basis, scale, method)
         score = score_of(f"{name}_{metric}", label, found, level, people)
         scores.append(replace(score, note="; ".join(note for note in (lacking, score.note) if note)))
     return Summary(scores[0], scores[1], len(known), len(known) - len(ids))
+
+
+def _alone(of: Callable[[FloatArray, FloatArray], FloatArray], values: FloatArray, weights: FloatArray) -> FloatArray:
+    return of(values, weights)[None]
 
 
 def _mean(values: FloatArray, weights: FloatArray) -> FloatArray:
@@ -228,7 +230,7 @@ def _expanded(level: float, patients: int) -> float:
     if patients < 2:
         return level
     reach = math.sqrt(patients / (patients - 1)) * float(stdtrit(patients - 1, (1 + level) / 2))
-    return float(2 * ndtr(reach) - 1)
+    return min(float(2 * ndtr(reach) - 1), _WIDEST)
 
 
 def _box(mask: AnyArray) -> Box | None:

@@ -21,7 +21,7 @@ import numpy as np
 from medtl.config import EvaluationConfig
 from medtl.errors import SplitError
 from medtl.evaluation.assess import (
-    Question,
+    Asked,
     answer,
     ask,
     confusion_of,
@@ -114,7 +114,7 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _of_folds(same: Sequence[Question], places: Sequence[IntArray], first: int, level: float) -> Question:
+def _of_folds(same: Sequence[Asked], places: Sequence[IntArray], first: int, level: float) -> Asked:
     """Join one question to each fold into one question to all patients.
 
     Args:
@@ -123,20 +123,20 @@ def _of_folds(same: Sequence[Question], places: Sequence[IntArray], first: int, 
     """
     share = np.array([len(set(question.patients)) for question in same], dtype=np.float64)
     people = tuple(patient for question in same[:first] for patient in question.patients)
-    return Question(
-        same[0].metric,
-        same[0].label,
+    return Asked(
         partial(_mean_over_folds, same, places, share / share.sum()),
-        people,
         together([question.basis for question in same[:first]], level, people),
-        scale=same[0].scale,
+        same[0].scale,
         unknown=same[0].unknown,
+        metric=same[0].metric,
+        label=same[0].label,
+        patients=people,
         price=float(np.mean([question.price for question in same])),
     )
 
 
 def _mean_over_folds(
-    same: Sequence[Question], places: Sequence[IntArray], share: FloatArray, weights: FloatArray
+    same: Sequence[Asked], places: Sequence[IntArray], share: FloatArray, weights: FloatArray
 ) -> FloatArray:
     """Give the mean over the folds that have a value, shape (b,); NaN where too many patients are in others."""
     values = np.array(
@@ -152,7 +152,7 @@ def _mean_over_folds(
     return mean
 
 
-def _fold_scores(fold: Fold, questions: Sequence[Question], level: float, last: str) -> FoldScores:
+def _fold_scores(fold: Fold, questions: Sequence[Asked], level: float, last: str) -> FoldScores:
     """Give a fold's headline values: the mean over classes, or of the positive class."""
     nothing, ones = np.empty(0), np.ones((1, len(fold.test.study_ids)))
     found = [float(question.of(ones)[0]) if question.estimable else np.nan for question in questions]

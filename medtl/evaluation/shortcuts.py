@@ -28,7 +28,7 @@ from medtl.config import UncertaintyConfig
 from medtl.evaluation.bounds import Counts
 from medtl.evaluation.folds import patient_folds
 from medtl.evaluation.metrics import auroc
-from medtl.evaluation.questions import Question, answers, known_only
+from medtl.evaluation.questions import Question, answers, closed_forms, known_only
 from medtl.evaluation.uncertainty import Estimate, difference_of, mean_of, score_of
 from medtl.records import AnyArray, FloatArray, IntArray, Predictions, Probe, Score, ShortcutFindings, Task
 
@@ -289,8 +289,10 @@ def _estimates(
         for column, label in zip(chances.T, truth.T, strict=True):
             known = np.isfinite(label)
             people = [p for p, is_known in zip(part.patients, known, strict=True) if is_known]
+            ranked = label[known], column[known]
             basis = Counts.of(people, label[known], label[known]).basis("rarer", config.level)
-            questions.append(Question(known_only(partial(auroc, label[known], column[known]), known), basis))
+            limits = closed_forms(*ranked, label[known], people, config.level)["auroc"]
+            questions.append(Question(known_only(partial(auroc, *ranked), known), basis, limits=limits))
     found = answers(questions, part.study_ids, part.patients, config, seed)
     each = truth.shape[1]
     sides = [found[start : start + each] for start in range(0, len(found), each)]

@@ -26,7 +26,7 @@ from scipy.special import ndtri
 from medtl.config import EvaluationConfig, SubgroupsConfig
 from medtl.evaluation.bounds import Counts
 from medtl.evaluation.metrics import METRICS, calibration_error
-from medtl.evaluation.questions import Question, answers
+from medtl.evaluation.questions import Question, answers, closed_forms
 from medtl.evaluation.uncertainty import MOST_MISSING, drawn, score_of
 from medtl.records import (
     FloatArray,
@@ -227,13 +227,15 @@ def _questions(test: Predictions, cell: _Cell, threshold: float, config: Evaluat
     """Give each metric's question to weights of the cell's own studies."""
     truth, score = test.targets[cell.rows, cell.index], test.probabilities[cell.rows, cell.index]
     called = (score >= threshold).astype(np.float64)
+    people, level = [test.patients[row] for row in cell.rows], config.uncertainty.level
+    closed = closed_forms(truth, score, called, people, level)
     questions = {}
     for metric in SHOWN:
         row = METRICS[metric]
         of = partial(row.function, truth, called if row.needs == "decisions" else score)
         if metric == "calibration_error":
             of = partial(calibration_error, truth, score, bins=config.calibration_bins)
-        questions[metric] = Question(of, cell.counts.basis(row.rests_on, config.uncertainty.level))
+        questions[metric] = Question(of, cell.counts.basis(row.rests_on, level), row.scale, closed.get(metric))
     return questions
 
 

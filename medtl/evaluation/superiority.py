@@ -46,6 +46,35 @@ def share_better(
     return float(told.mean()) if len(told) else 0.5
 
 
+def share_of_means_better(
+    new: FloatArray,
+    old: FloatArray,
+    study_ids: Sequence[str],
+    patients: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> float:
+    """Give the share of resamples of the patients in which the mean of ``new`` is higher; equal ones count one half.
+
+    Args:
+        new: a value of each study and structure, (n, structures), NaN where not estimable; a study's is their mean.
+        old: of the other model for the same studies.
+
+    Returns:
+        0 to 1; one half where nothing can be told.
+    """
+    counts = [np.isfinite(values).sum(1) for values in (new, old)]
+    known = (counts[0] > 0) & (counts[1] > 0)
+    if not known.any():
+        return 0.5
+    ahead = np.nanmean(new[known], 1) - np.nanmean(old[known], 1)
+    votes = []
+    for weights in drawn(study_ids, patients, resamples, seed):
+        told = weights[:, known] @ ahead
+        votes.append(np.where(told > _SMALLEST, 1.0, np.where(told < -_SMALLEST, 0.0, 0.5)))
+    return float(np.concatenate(votes).mean())
+
+
 def _values(probabilities: FloatArray, targets: FloatArray, metric: Watched, weights: FloatArray) -> FloatArray:
     classes = [1] if targets.shape[1] == 2 and np.allclose(targets.sum(1), 1) else range(targets.shape[1])
     per_class = []

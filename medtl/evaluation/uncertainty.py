@@ -156,6 +156,7 @@ def estimate(
     if not scale.has_ends and float(np.ptp(finite)) <= _NO_SPREAD:
         return Estimate(value, draws, without, problem=_ALIKE)
     votes = basis.votes(level) if scale.has_ends else 0.0
+    method = "auto" if method == "analytic" else method  # for all that has no closed form, and to average what has
     found = Estimate(value, draws, without, basis.needed, votes, scale=scale, method=method)
     return _bounded(found, finite, level, basis.least) if scale.has_ends else found
 
@@ -211,6 +212,7 @@ def mean_of(parts: Sequence[Estimate], names: Sequence[str]) -> Estimate:
         bounded=f"{_WIDENED} ({', '.join(widened)})" if widened else "",
         scale=parts[0].scale,
         method=parts[0].method,
+        limits=parts[0].limits if len(parts) == 1 else None,
     )
 
 
@@ -255,6 +257,8 @@ def score_of(metric: str, label: str, found: Estimate, level: float, patients: S
         return Score(metric, label, None, None, None, *counts, found.problem)
     if found.problem:
         return Score(metric, label, found.value, None, None, *counts, found.problem)
+    if found.limits is not None:
+        return Score(metric, label, found.value, *found.limits, *counts)
     low, high = _interval(found, level)
     if not (np.isfinite(low) and np.isfinite(high)):
         return Score(metric, label, found.value, None, None, *counts, _ONE_SIDED)
@@ -295,8 +299,6 @@ def independent_votes(outcome: FloatArray, counted: FloatArray, patient: IntArra
 
 def _interval(found: Estimate, level: float) -> tuple[float, float]:
     """Lay the interval by the estimate's method."""
-    if found.limits is not None:
-        return found.limits
     if found.method == "percentile":
         low, high = np.nanquantile(found.draws, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)

@@ -7,8 +7,10 @@
       ├ pickles   read in a child process                      ├ cache    what is frozen runs once
       └ download  checked before it is opened                  ├ losses, heads (solved by scikit-learn)
                                                                └ parallel several processes as one
+    a segmentation: segmenters (the table) ─▶ segmenter ─▶ segment_fit (mask_losses) ─▶ inference (reach, tiles, windows)
+                    instance_norm keeps channels last on a CPU
     before: advise (which backbone), lr_find (which rate), estimate (how long, how much memory)
-    after:  explain (where it looked, and whether that depends on what it learned)
+    after:  explain (where it looked, and whether that depends on what it learned)  onnx (out of the house)
 
 Files are touched by io (checkpoints, progress, kept activations), vault, pickles and download alone.
 """

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,28 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
 from medtl.artifacts import file_digest, read_record, storage_errors, write_bytes, write_record
+from medtl.config import ModelConfig
 from medtl.errors import ModelError, WeightsError
 from medtl.model.fit import Progress, put_head
 from medtl.model.heads import NearestNeighbours
+from medtl.model.segmenter import SegmenterNetwork
+from medtl.model.segmenter import build as build_segmenter
 from medtl.model.surgery import HEAD, StagedNetwork, cut, source_network
 from medtl.model.vault import WEIGHTS, WeightsFile, read_weights
 from medtl.model.weights import OURS, load_source, load_staged, normalisation, stored_form
-from medtl.records import AnyArray, Checkpoint, Epoch, LoadReport, Phase
+from medtl.records import AnyArray, Checkpoint, Epoch, GridPlan, LoadReport, Phase
 
-CHECKPOINT = "checkpoint.json"
+CHECKPOINT, BUILT = "checkpoint.json", "segmenter.json"
 _SPARE_MB = 1024.0  # of the disk that kept activations leave free
 _DIGEST = 32  # bytes of a sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a segmentation's network is built from, beside its plan."""
+
+    backbone: str
+    segmenter: Mapping[str, Any]  # model.segmenter
 
 
 def build_network(
@@ -105,6 +116,33 @@ def read_network(folder: Path) -> StagedNetwork:
         bank, votes = state["stages.head.1.bank"], state["stages.head.1.votes"]
         put_head(network, NearestNeighbours(bank, votes, 1, record.task == "multilabel"))
     network.load_state_dict(state)
+    return network.eval()
+
+
+def write_segmenter(
+    folder: Path, network: SegmenterNetwork, checkpoint: Mapping[str, Any], config: ModelConfig
+) -> Checkpoint:
+    """Write a segmentation's weights, its description, and what it is built from beside its plan."""
+    write_bytes(folder / WEIGHTS, safetensors_save(stored_form(network.state_dict())))
+    record = Checkpoint(**checkpoint, head="mask", weights_sha256=file_digest(folder / WEIGHTS))
+    write_record(folder / CHECKPOINT, record)
+    settings = {**config.segmenter.model_dump(mode="json"), "network": network.kind}  # "auto" has become a network
+    write_record(folder / BUILT, Built(config.backbone, settings))
+    return record
+
+
+def read_segmenter(folder: Path, plan: GridPlan) -> SegmenterNetwork:
+    """Build the segmentation of a checkpoint with its weights.
+
+    Raises:
+        WeightsError: the weights are not those that the description names.
+    """
+    record, built = read_checkpoint(folder), read_record(folder / BUILT, Built)
+    if file_digest(folder / WEIGHTS) != record.weights_sha256:
+        raise WeightsError("The checkpoint's weights were altered after they were written.")
+    settings = {"backbone": built.backbone, "segmenter": built.segmenter, "weights": "none"}
+    network, _ = build_segmenter(plan, ModelConfig.model_validate(settings), 0, None)
+    network.load_state_dict(read_weights(folder / WEIGHTS))
     return network.eval()
 
 

@@ -20,6 +20,7 @@ from medtl.model.surgery import StagedNetwork
 from medtl.records import FloatArray, IntArray
 
 T = TypeVar("T")
+Network = TypeVar("Network", bound=StagedNetwork)
 
 
 def together() -> bool:
@@ -98,7 +99,7 @@ def wait() -> None:
         dist.barrier()
 
 
-def prepare(network: StagedNetwork, phases: tuple[PhaseConfig, ...], device: torch.device) -> StagedNetwork:
+def prepare(network: Network, phases: tuple[PhaseConfig, ...], device: torch.device) -> Network:
     """Make BatchNorm that learns look at the whole batch.
 
     Raises:
@@ -112,5 +113,5 @@ def prepare(network: StagedNetwork, phases: tuple[PhaseConfig, ...], device: tor
             "BatchNorm that learns cannot be shared by several processes on a CPU: set batchnorm: frozen in every "
             "phase, or model.processes: 1."
         )
-    synchronised: StagedNetwork = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    synchronised: Network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return synchronised

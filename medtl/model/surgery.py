@@ -52,7 +52,7 @@ class VitStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Embed an image."""
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], 1)
+        tokens = torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], 1)
         embedded: Tensor = self.dropout(tokens + self.pos_embedding)
         return embedded
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medtl.records import Checkpoint, Evaluation, GateCheck, Plan
+from medtl.records import Checkpoint, Evaluation, GateCheck, GridPlan, Plan
 from medtl.report.words import DASH, interval, metric_name, number
 
 _NOT_SAID = "Not stated."
@@ -19,7 +19,7 @@ def card(
     name: str,
     intended_use: str | None,
     limits: Sequence[str],
-    plan: Plan,
+    plan: Plan | GridPlan,
     checkpoint: Checkpoint,
     evaluation: Evaluation,
     checks: Sequence[GateCheck],
@@ -27,7 +27,6 @@ def card(
 ) -> str:
     """Write the card; the same facts give the same text."""
     weights = checkpoint.weights
-    size = " x ".join(map(str, plan.size))
     source = (
         "none, from scratch"
         if weights.sha256 is None
@@ -41,10 +40,10 @@ def card(
         "",
         "## What it is",
         "",
-        f"- Task: {plan.task}, classes {', '.join(map(_plain, plan.classes))}",
+        f"- Task: {_task(plan)}",
         f"- Network: {checkpoint.backbone}, {checkpoint.parameters:,} parameters; kept phase: {_plain(kept)}",
         f"- Start weights: {_plain(source)}",
-        f"- Input: {size} pixels, {plan.channels} channels" + (f", {plan.volumes}" if plan.volumes else ""),
+        f"- Input: {_input(plan)}",
         "",
         "## For whom",
         "",
@@ -80,6 +79,22 @@ def card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _task(plan: Plan | GridPlan) -> str:
+    if isinstance(plan, Plan):
+        return f"{plan.task}, classes {', '.join(map(_plain, plan.classes))}"
+    return f"segmentation of {', '.join(_plain(one.name) for one in plan.structures)}"
+
+
+def _input(plan: Plan | GridPlan) -> str:
+    if isinstance(plan, Plan):
+        shown = f", {plan.volumes}" if plan.volumes else ""
+        return f"{' x '.join(map(str, plan.size))} pixels, {plan.channels} channels{shown}"
+    patch, spacing = (" x ".join(f"{side:g}" for side in sizes) for sizes in (plan.patch, plan.spacing_mm or ()))
+    return f"patches of {patch} {'voxels' if plan.dimensions == 3 else 'pixels'}" + (
+        f" at {spacing} mm" if spacing else ""
+    )
 
 
 def _plain(text: str) -> str:

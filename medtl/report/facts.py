@@ -30,6 +30,7 @@ from medtl.records import (
     Exclusion,
     Explanations,
     GateCheck,
+    GridPlan,
     Part,
     Plan,
     Predictions,
@@ -74,7 +75,7 @@ class Facts:
     cohort: Cohort
     split: Split
     proof: CleanProof
-    plan: Plan
+    plan: Plan | GridPlan
     checkpoint: Checkpoint
     evaluation: Evaluation
     scratch: Checkpoint | None

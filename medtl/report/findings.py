@@ -9,6 +9,7 @@ from medtl.records import (
     CalibrationFindings,
     Comparison,
     Explanations,
+    FeatureCheck,
     Gap,
     NoveltyFindings,
     Probe,
@@ -20,7 +21,16 @@ from medtl.records import (
 )
 from medtl.report.facts import Facts
 from medtl.report.tables import Table
-from medtl.report.words import DASH, compact, interval, label_name, metric_name, not_estimable, number
+from medtl.report.words import (
+    DASH,
+    compact,
+    interval,
+    label_name,
+    metric_name,
+    neighbours_warning,
+    not_estimable,
+    number,
+)
 
 SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity", "calibration_error")
 MOST_ROWS_OPEN = 40  # of a table that is not folded away
@@ -104,6 +114,21 @@ def novelty_sentence(findings: NoveltyFindings) -> str:
     if findings.threshold is None:
         return f"{how}. There is no threshold: {findings.reason or 'validation has too few patients'}."
     return f"{how}; the threshold was set so that {100 * findings.promised:g} % of studies like validation's are."
+
+
+def neighbours_sentence(found: FeatureCheck | None) -> str:
+    """Say whether images of different people lie suspiciously near to each other across the parts."""
+    if found is None:
+        return "Whether studies of different people come too near by the model's features was not looked at."
+    if found.threshold is None:
+        return f"Whether studies of different people come too near by the model's features is {found.note}."
+    if any(found.suspects.values()):
+        return f"Warning. {neighbours_warning(found)}"
+    return (
+        "By the model's features, no study of a later part lies suspiciously near to another person's in an earlier "
+        f"one: the least cosine distance is {number(found.nearest, 4)}; up to {number(found.threshold, 4)} would be "
+        f"suspicious among these {found.images:,} studies."
+    )
 
 
 def novelty_table(findings: NoveltyFindings) -> Table:

@@ -14,7 +14,8 @@ from medtl.report.page import as_data, sealed
 from medtl.report.tables import Table
 from medtl.report.words import interval, metric_name, number
 
-_SHOWN = ("auroc", "average_precision", "balanced_accuracy", "sensitivity", "specificity", "brier")
+_SHOWN = ("auroc", "average_precision", "balanced_accuracy", "sensitivity", "specificity", "brier", "dice", "iou",
+          "hd95_mm", "assd_mm", "nsd", "pixel_auroc")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +41,18 @@ def render(evaluation: Evaluation, design: Design) -> str:
         evaluation=evaluation,
         pooled=_pooled(evaluation),
         folds=_folds(evaluation, design),
+        drawn=metric_name(headline(evaluation)),
         figure=None if svg is None else as_data(svg),
     )
 
 
 def strip(evaluation: Evaluation) -> str | None:
-    """Draw the AUROC of each fold beside the pooled one; ``None`` where none is estimable."""
-    folds = [(one, value) for one in evaluation.folds if (value := one.values.get("auroc")) is not None]
+    """Draw the headline of each fold beside the pooled one; ``None`` where none is estimable."""
+    metric = headline(evaluation)
+    folds = [(one, value) for one in evaluation.folds if (value := one.values.get(metric)) is not None]
     if not folds:
         return None
-    score = evaluation.score("auroc")
+    score = evaluation.score(metric)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 0.9 + 0.26 * len(folds)), layout="constrained")
         axes = figure.subplots()
@@ -59,9 +62,14 @@ def strip(evaluation: Evaluation) -> str | None:
             axes.axvline(score.value, color=COLOURS[0], lw=1.6)
         for place, (_, value) in enumerate(reversed(folds)):
             axes.plot([value], [place], "o", ms=6, color=INK)
-        axes.set(xlabel="AUROC", ylim=(-0.7, len(folds) - 0.3))
+        axes.set(xlabel=metric_name(metric), ylim=(-0.7, len(folds) - 0.3))
         axes.set_yticks(range(len(folds)), [drawable(_name(one)) for one, _ in reversed(folds)])
         return as_svg(figure)
+
+
+def headline(evaluation: Evaluation) -> str:
+    """Name the metric that is drawn: Dice of a segmentation, else AUROC."""
+    return "dice" if "dice" in evaluation.metrics else "auroc"
 
 
 def _name(one: FoldScores) -> str:
@@ -76,9 +84,10 @@ def _pooled(evaluation: Evaluation) -> Table:
 
 def _folds(evaluation: Evaluation, design: Design) -> Table:
     what = "Site left out" if design.by == "site" else "Fold"
-    head = (what, "Studies", "Patients", *(metric_name(name) for name in _SHOWN))
+    shown = [name for name in _SHOWN if name in evaluation.metrics]
+    head = (what, "Studies", "Patients", *(metric_name(name) for name in shown))
     rows = tuple(
-        (_name(one), f"{one.n:,}", f"{one.patients:,}", *(number(one.values.get(name)) for name in _SHOWN))
+        (_name(one), f"{one.n:,}", f"{one.patients:,}", *(number(one.values.get(name)) for name in shown))
         for one in evaluation.folds
     )
     return Table("What each fold's test part gave", head, rows, frozenset(range(1, len(head))))

@@ -117,7 +117,12 @@ def _finalize(value: Any) -> Any:
 
 def bar(score: Score) -> dict[str, str] | None:
     """Give the ends and the middle of a score on a line from 0 to 100; ``None`` where it does not fit there."""
-    if score.metric in words.UNBOUNDED or score.value is None or score.low is None or score.high is None:
+    if (
+        score.metric.removeprefix("median_") in words.UNBOUNDED
+        or score.value is None
+        or score.low is None
+        or score.high is None
+    ):
         return None
     if not 0 <= score.low <= score.high <= 1:
         return None

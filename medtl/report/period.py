@@ -26,6 +26,7 @@ _CHANGES = {
 _INCIDENTS = {
     "run.failed": "run failed or was stopped",
     "log.recovered": "the trail itself was cut by a crash and recovered",
+    "file.finished": "a crash had kept a file from being entered; it was as announced",
     "trail.not_anchored": "the head of the trail could not be kept elsewhere",
     "scan.readmitted": "a person took a scan that a check had refused",
     "result.discarded": "a person deleted a result",

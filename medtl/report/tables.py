@@ -83,7 +83,12 @@ def flow(facts: Facts) -> tuple[FlowStep, ...]:
     steps = (
         ("Files found", facts.files, "", "scans"),
         ("Scans decoded", facts.scans, "", "studies"),
-        ("Studies with a label", len(facts.cohort.studies), known, "dataset"),
+        (
+            f"Studies with a {'mask' if facts.cohort.structures else 'label'}",
+            len(facts.cohort.studies),
+            known,
+            "dataset",
+        ),
     )
     return tuple(
         FlowStep(name, count, detail, tuple(r for r in reasons if r.stage == stage))

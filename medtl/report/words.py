@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from medtl.records import Comparison, Evaluation, Leak, OperatingPoint, Score
+from medtl.records import Comparison, Evaluation, FeatureCheck, Leak, OperatingPoint, Score
 from medtl.report.facts import UNKNOWN, Facts, compose, count_parts, has_unseen_sites, studies_by_part
 
 DASH = "–"
@@ -37,15 +37,38 @@ METRICS = {
     "calibration_slope": "Calibration slope (1 is right)",
     "calibration_intercept": "Calibration intercept (0 is right)",
     "prevalence": "Share with the finding",
+    "dice": "Dice",
+    "iou": "IoU",
+    "nsd": "Normalised surface distance",
+    "hd95_mm": "HD95, mm (lower is better)",
+    "hd_mm": "Hausdorff distance, mm (lower is better)",
+    "assd_mm": "Mean surface distance, mm (lower is better)",
+    "volume_error_mm3": "Volume error, mm³ (0 is right)",
+    "absolute_volume_error_mm3": "Size of the volume error, mm³ (lower is better)",
+    "relative_volume_error": "Relative volume error (0 is right)",
+    "absolute_relative_volume_error": "Size of the relative volume error (lower is better)",
+    "lesion_sensitivity": "Lesions found",
+    "lesion_precision": "Predicted lesions that are right",
+    "lesion_f1": "F1 of lesions",
+    "false_lesions_per_study": "Invented lesions in a study (lower is better)",
+    "pixel_auroc": "AUROC of pixels, all images together",
+    "mean_pixel_auroc": "AUROC of pixels, mean over images",
+    "dice_foretold_error": "Error of the foretold Dice (lower is better)",
+    "flagged": "Share of studies that are flagged",
+    "failures_flagged": "Share of failures that are flagged",
 }
-LOWER_IS_BETTER = frozenset({"negative_likelihood_ratio", "brier", "log_loss", "calibration_error"})
+LOWER_IS_BETTER = frozenset({
+    "negative_likelihood_ratio", "brier", "log_loss", "calibration_error", "hd95_mm", "hd_mm", "assd_mm",
+    "absolute_volume_error_mm3", "absolute_relative_volume_error", "false_lesions_per_study",
+})  # fmt: skip
 HEADLINE_METRICS = (
     "auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv", "balanced_accuracy", "prevalence",
 )  # fmt: skip
 # A bar from 0 to 1 says nothing of these, even where a value happens to lie there.
 UNBOUNDED = frozenset({
     "mcc", "kappa", "weighted_kappa", "positive_likelihood_ratio", "negative_likelihood_ratio", "net_benefit",
-    "log_loss", "calibration_slope", "calibration_intercept",
+    "log_loss", "calibration_slope", "calibration_intercept", "hd95_mm", "hd_mm", "assd_mm", "volume_error_mm3",
+    "absolute_volume_error_mm3", "relative_volume_error", "absolute_relative_volume_error", "false_lesions_per_study",
 })  # fmt: skip
 PARTS_IN_WORDS = {"train": "training", "val": "validation", "test": "test"}
 STATUSES = {
@@ -97,7 +120,10 @@ def not_estimable(score: Score) -> str:
 
 def metric_name(metric: str) -> str:
     """Give a metric's name as a clinician writes it."""
-    return METRICS.get(metric, metric.replace("_", " ").capitalize())
+    known = METRICS.get(metric.removeprefix("median_"))
+    if known is None:
+        return metric.replace("_", " ").capitalize()
+    return known if metric in METRICS else f"{known}, median"
 
 
 def label_name(label: str, classes: tuple[str, ...]) -> str:
@@ -264,6 +290,8 @@ def alarms(facts: Facts) -> tuple[str, ...]:
             "choices, and its figures may be too good."
         )
     if facts.examination is not None:
+        if facts.examination.neighbours is not None and any(facts.examination.neighbours.suspects.values()):
+            found.append(neighbours_warning(facts.examination.neighbours))
         found.extend(facts.examination.shortcuts.alarms)
     if facts.beside is not None and facts.beside.verdict == "inferior":
         found.append("The release that is live now does better on the same patients: see the comparison.")
@@ -294,6 +322,19 @@ def leak_warning(leaks: Sequence[Leak]) -> str:
         for leak in leaks
     )
     return f"This split leaks: {found}. It was given with the data and allowed; every figure here may be too good."
+
+
+def neighbours_warning(found: FeatureCheck) -> str:
+    """Say how many studies of a later part lie too near to somebody else's in an earlier one: counts, never who."""
+    counts = ", ".join(
+        f"{count:,} of {sides.partition('-')[2]} near one of {sides.partition('-')[0]}"
+        for sides, count in found.suspects.items()
+        if count
+    )
+    return (
+        f"By the model's features, studies lie suspiciously near to another person's: {counts}. This proves nothing; "
+        "look whether they show the same person under two names, because figures would then be too good."
+    )
 
 
 def split_sentence(facts: Facts) -> str:

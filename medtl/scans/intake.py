@@ -26,7 +26,7 @@ from medtl.artifacts import Store, code_digest, digest_of, read_record, write_re
 from medtl.config import ScansConfig
 from medtl.errors import ScanError
 from medtl.progress import advance
-from medtl.pseudonyms import Pseudonymiser
+from medtl.pseudonyms import SEVERAL, Pseudonymiser
 from medtl.records import AnyArray, Exclusion, Scan
 from medtl.scans import io
 from medtl.scans.checks import check_policy
@@ -342,6 +342,19 @@ def names_of(files: Sequence[SourceFile], folder: Path) -> dict[str, list[str]]:
     return names
 
 
+def files_of(files: Sequence[SourceFile], folder: Path) -> dict[str, tuple[SourceFile, ...]]:
+    """Give the files that each scan was made of, by their bytes; what has changed since is not among them.
+
+    Args:
+        folder: what :func:`ingest` wrote.
+    """
+    first: dict[str, SourceFile] = {}
+    for file in files:
+        if file.sha256 is not None and file.refusal is None:
+            first.setdefault(file.sha256, file)
+    return {scan: tuple(first[sha] for sha in shas if sha in first) for scan, shas in read_origins(folder).items()}
+
+
 def judge_with_pixels(
     members: Sequence[Member], config: ScansConfig, accepted: Callable[[Sequence[int]], set[str]], reader: io.Reader
 ) -> tuple[Verdict, ...]:
@@ -435,9 +448,12 @@ def _named_keys(taken: Taken, count: int, named: Mapping[str, list[str]], names:
     paths = [path for sha in taken.members for path in named[sha]]
     if len(taken.members) > 1:
         paths = sorted({PurePosixPath(path).parent.as_posix() for path in paths} - {"."})
-    elif count > 1:  # rows of an archive, or volumes of one file
-        return ()
-    return tuple(key for path in paths for key in names.file_keys(path))
+    mark = ""
+    if len(taken.members) == 1 and count > 1:  # rows of an archive, or volumes of one file
+        if not taken.scan.is_volume:
+            return ()
+        mark = SEVERAL  # lets a row that names the file be told why it finds none
+    return tuple(mark + key for path in paths for key in names.file_keys(path))
 
 
 def _exclusion(refused: Refused, unit: Unit, named: Mapping[str, list[str]], names: Pseudonymiser) -> Exclusion:

@@ -59,7 +59,7 @@ def look(file: SourceFile) -> Member:
         start = _first_bytes(file)
         kind = formats.kind_of(start)
         if kind is None:
-            reason = "none of DICOM, NIfTI, PNG, JPEG, TIFF or .npz by its first bytes"
+            reason = "none of DICOM, NIfTI, PNG, JPEG, TIFF, GIF or .npz by its first bytes"
             return Member(file, None, damage=ScanError("not_an_image", reason))
         if kind != "dicom":
             return Member(file, kind)
@@ -508,9 +508,10 @@ class Reader:
                     decoded = formats.decode_npz(data, self._config)
                 case _:
                     decoded = [formats.decode_picture(data, self._config)]
-            for item in decoded:
-                check_pixels(item.pixels)
-            return decoded
+            return [
+                Decoded(one.pixels, one.fields | {"findings": _codes(verdict.refuse(check_pixels(one.pixels)))})
+                for one in decoded
+            ]
         except (ScanError, MemoryError):
             raise
         except RecursionError as error:
@@ -761,8 +762,8 @@ class Reader:
         found = []
         for number in range(header.frames):
             pixels, bits = dicom_pixels(dataset, self._config, stored.get(number), number)
-            check_pixels(pixels)
-            found.append(Decoded(pixels, {"source": "dicom", "bits": bits, "findings": verdict.codes}))
+            codes = _codes((*verdict.findings, *verdict.refuse(check_pixels(pixels))))
+            found.append(Decoded(pixels, {"source": "dicom", "bits": bits, "findings": codes}))
         return found
 
     def _nifti(self, data: bytes, verdict: Verdict) -> list[Decoded]:
@@ -775,16 +776,16 @@ class Reader:
         whole = nifti.bounded_gunzip(data, header.file_bytes, self._threads) if packed else data
         flat = sum(side > 1 for side in header.shape) <= 2 and header.volumes == 1 and self._config.read != "volumes"
         if flat:
-            return [self._nifti_image(whole, start)]
+            return [self._nifti_image(whole, start, verdict)]
         if self._config.read == "images":
             raise ScanError("volume", "a volume; scans.read is 'images'")
         found = []
         for number in range(header.volumes):
             values, seen = nifti.nifti_volume(header, whole, number)
-            codes = tuple(sorted({f.code for f in (*verdict.findings, *verdict.refuse((*header.findings, *seen)))}))
+            known = verdict.refuse((*header.findings, *seen))
             if header.channels != 1:
                 raise ScanError("unsupported_type", "a colour volume")
-            check_pixels(values)
+            codes = _codes((*verdict.findings, *known, *verdict.refuse(check_pixels(values))))
             fields = {
                 "source": "nifti",
                 "bits": values.dtype.itemsize * 8,
@@ -796,7 +797,7 @@ class Reader:
             found.append(Decoded(values, fields))
         return found
 
-    def _nifti_image(self, data: bytes | bytearray, start: bytes) -> Decoded:
+    def _nifti_image(self, data: bytes | bytearray, start: bytes, verdict: Verdict) -> Decoded:
         import nibabel
 
         kind = nibabel.Nifti2Image if start[4:7] in (b"n+2", b"ni2") else nibabel.Nifti1Image
@@ -805,8 +806,12 @@ class Reader:
         check_size(rows, columns, self._config)
         values = np.asarray((nibabel.as_closest_canonical(image) if image.ndim > 2 else image).dataobj)
         pixels = nifti_slice(compact(values))
-        check_pixels(pixels)
-        return Decoded(pixels, {"source": "nifti", "bits": 8 if pixels.dtype == np.uint8 else 16})
+        codes = _codes(verdict.refuse(check_pixels(pixels)))
+        return Decoded(pixels, {"source": "nifti", "bits": 8 if pixels.dtype == np.uint8 else 16, "findings": codes})
+
+
+def _codes(findings: Iterable[Finding]) -> tuple[str, ...]:
+    return tuple(sorted({finding.code for finding in findings}))
 
 
 def _is_direct(file: SourceFile, header: Header) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from medtl.config import ScansConfig
 from medtl.errors import ScanError
 from medtl.records import AnyArray
+from medtl.scans.geometry import Finding
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -134,16 +135,13 @@ def compact(values: AnyArray) -> AnyArray:
     return values.astype(np.float32)
 
 
-def check_pixels(values: AnyArray) -> None:
-    """Refuse pixels that nothing can be learned from.
-
-    Raises:
-        ScanError: ``non_finite`` or ``blank``.
-    """
+def check_pixels(values: AnyArray) -> tuple[Finding, ...]:
+    """Find pixels that nothing can be learned from: ``non_finite`` or ``blank``."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ScanError("non_finite", "NaN or infinite values among the pixels")
+        return (Finding("non_finite", "NaN or infinite values among the pixels"),)
     if values.size == 0 or values.min() == values.max():
-        raise ScanError("blank", "every pixel has the same value")
+        return (Finding("blank", "every pixel has the same value"),)
+    return ()
 
 
 def _eight_bits(rgb: AnyArray) -> AnyArray:

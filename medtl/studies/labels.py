@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from medtl.config import LabelsConfig, StudiesConfig
 from medtl.errors import StudyError
-from medtl.pseudonyms import Pseudonymiser
+from medtl.pseudonyms import SEVERAL, Pseudonymiser
 from medtl.records import Cohort, Exclusion, Part, Scan, Study, Task
 from medtl.studies.grouping import connected
 
@@ -29,6 +29,14 @@ _PARTS: Mapping[str, Part] = {
 _SEXES = {"f": "F", "female": "F", "w": "F", "m": "M", "male": "M", "o": "O", "other": "O"}
 _ON, _OFF = {"1", "1.0", "true", "yes", "positive"}, {"0", "0.0", "false", "no", "negative"}
 OLDEST_YEARS = 90.0  # ages above 89 identify; all of them become 90
+
+
+@dataclass(frozen=True, slots=True)
+class NamedFile:
+    """A further file that a row names: what it is called in the list of refusals, and its keys."""
+
+    item: str
+    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,8 @@ class LabelRow:
     age_years: float | None = None
     part: Part | None = None
     groups: tuple[str, ...] = ()
+    mask: NamedFile | None = None
+    field: NamedFile | None = None
 
 
 def rows_of(
@@ -54,12 +64,14 @@ def rows_of(
     Raises:
         StudyError: a configured column is missing (the nearest one is named), or a split value is not known.
     """
-    label_columns = (config.label,) if isinstance(config.label, str) else config.label
+    label_columns = () if config.mask else (config.label,) if isinstance(config.label, str) else config.label
     finder = config.uid or config.path
     if finder is None:
         raise StudyError("Neither studies.labels.path nor studies.labels.uid is set: nothing tells a row's scan.")
     wanted = [("uid" if config.uid else "path", finder), *(("label", column) for column in label_columns)]
-    wanted += [(k, v) for k in ("site", "sex", "age", "split") if (v := getattr(config, k)) is not None]
+    wanted += [
+        (k, v) for k in ("site", "sex", "age", "split", "mask", "field") if (v := getattr(config, k)) is not None
+    ]
     wanted += [("groups", column) for column in config.groups]
     for key, column in wanted:
         _require(column, columns, key)
@@ -83,55 +95,76 @@ def build_cohort(scans: Sequence[Scan], rows: Sequence[LabelRow], config: Studie
         StudyError: no labelled scan is left, one class only, or patients are unknown and the config does not allow
             one image to be taken as one patient.
     """
-    matched, exclusions = _join([scan for scan in scans if scan.mask_of is None], rows)
+    images = [scan for scan in scans if scan.mask_of is None]
+    matched, exclusions = join(images, rows, find_images(images, rows))
     classes, task = _classes(rows, config.labels)
     numbered = _are_numbered(rows, classes)
     usable: list[tuple[Scan, LabelRow, tuple[int | None, ...]]] = []
     for scan, row in matched:
         target = _target(row.labels, classes, task, numbered)
         if isinstance(target, str):
-            exclusions.append(_exclude(row.item, target))
+            exclusions.append(exclude(row.item, target))
         else:
             usable.append((scan, row, target))
-    patients, warnings = _patients([(scan, row) for scan, row, _ in usable], config)
+    patients, warnings = patients_of([(scan, row) for scan, row, _ in usable], config)
     studies = [
-        _study(scan, row, target, patient) for (scan, row, target), patient in zip(usable, patients, strict=True)
+        study_of(scan, row, target, patient) for (scan, row, target), patient in zip(usable, patients, strict=True)
     ]
     studies.sort(key=lambda study: study.study_id)
     cohort = Cohort(task, classes, tuple(studies), tuple(exclusions), not warnings, tuple(warnings))
+    check_some_left(cohort)
     _check_classes(cohort)
     return cohort
 
 
-def _join(scans: Sequence[Scan], rows: Sequence[LabelRow]) -> tuple[list[tuple[Scan, LabelRow]], list[Exclusion]]:
+def by_keys(scans: Iterable[Scan]) -> dict[str, list[Scan]]:
+    """List the scans that each key is one of."""
     by_key: dict[str, list[Scan]] = defaultdict(list)
     for scan in scans:
         for key in (*scan.keys, f"scan:{scan.scan_id}"):
             by_key[key].append(scan)
+    return by_key
+
+
+def find_images(scans: Sequence[Scan], rows: Sequence[LabelRow]) -> list[list[Scan]]:
+    """Find the scans that each row names."""
+    by_key = by_keys(scans)
+    return [_scans_of(row, by_key) for row in rows]
+
+
+def join(
+    scans: Sequence[Scan], rows: Sequence[LabelRow], hits: Sequence[Sequence[Scan]]
+) -> tuple[list[tuple[Scan, LabelRow]], list[Exclusion]]:
+    """Give each scan its row, or an exclusion.
+
+    Args:
+        hits: the scans that each row names.
+    """
+    several = {key.removeprefix(SEVERAL) for scan in scans for key in scan.keys if key.startswith(SEVERAL)}
     found: dict[str, list[LabelRow]] = defaultdict(list)
     exclusions = []
-    for row in rows:
-        hits = _scans_of(row, by_key)
-        if not hits:
-            exclusions.append(_exclude(row.item, "label_without_image"))
-        for scan in hits:
+    for row, named in zip(rows, hits, strict=True):
+        if not named:
+            one = several.isdisjoint(row.keys)
+            exclusions.append(exclude(row.item, "label_without_image" if one else "several_volumes"))
+        for scan in named:
             found[scan.scan_id].append(row)
     volumes = _are_volumes(scans, found)
     matched = []
     for scan in scans:
         own = found.get(scan.scan_id, [])
         if scan.is_volume and not volumes:
-            exclusions.append(_exclude(scan.scan_id[:16], "volume"))
+            exclusions.append(exclude(scan.scan_id[:16], "volume"))
         elif volumes and own and not scan.is_volume:
-            exclusions.append(_exclude(scan.scan_id[:16], "image"))
+            exclusions.append(exclude(scan.scan_id[:16], "image"))
         elif not own:
-            exclusions.append(_exclude(scan.scan_id[:16], "image_without_label"))
-        elif len({row.labels for row in own}) > 1:
-            exclusions.append(_exclude(scan.scan_id[:16], "conflicting_labels"))
+            exclusions.append(exclude(scan.scan_id[:16], "image_without_label"))
+        elif len({(row.labels, row.mask, row.field) for row in own}) > 1:
+            exclusions.append(exclude(scan.scan_id[:16], "conflicting_labels"))
         elif len({row.patient for row in own}) > 1:
-            exclusions.append(_exclude(scan.scan_id[:16], "conflicting_patients"))
+            exclusions.append(exclude(scan.scan_id[:16], "conflicting_patients"))
         elif len({row.part for row in own}) > 1:
-            exclusions.append(_exclude(scan.scan_id[:16], "conflicting_parts"))
+            exclusions.append(exclude(scan.scan_id[:16], "conflicting_parts"))
         else:
             matched.append((scan, replace(own[0], groups=tuple(sorted({g for row in own for g in row.groups})))))
     return matched, exclusions
@@ -180,7 +213,14 @@ def _row(
         age_years=_age(row[config.age]) if config.age else None,
         part=part,
         groups=tuple(names.name(f"group {c}", cell) for c in config.groups if (cell := row[c].strip())),
+        mask=_named(row, config.mask, names),
+        field=_named(row, config.field, names),
     )
+
+
+def _named(row: Mapping[str, str], column: str | None, names: Pseudonymiser) -> NamedFile | None:
+    cell = row[column].strip() if column else ""
+    return NamedFile(names.file(cell), names.file_keys(cell)) if cell else None
 
 
 def _classes(rows: Sequence[LabelRow], config: LabelsConfig) -> tuple[tuple[str, ...], Task]:
@@ -222,7 +262,12 @@ def _target(
     return tuple(int(label == name) for name in classes)
 
 
-def _patients(pairs: Sequence[tuple[Scan, LabelRow]], config: StudiesConfig) -> tuple[list[str], list[str]]:
+def patients_of(pairs: Sequence[tuple[Scan, LabelRow]], config: StudiesConfig) -> tuple[list[str], list[str]]:
+    """Give each image its patient, and warnings where patients are unknown.
+
+    Raises:
+        StudyError: patients are unknown and the config does not allow one image to be taken as one patient.
+    """
     known = [row.patient or scan.patient for scan, row in pairs]
     unknown = sum(patient is None for patient in known)
     both = [(row.patient or scan.patient, scan.patient or row.patient) for scan, row in pairs]
@@ -243,7 +288,8 @@ def _patients(pairs: Sequence[tuple[Scan, LabelRow]], config: StudiesConfig) -> 
     return [patient or f"i-{scan.scan_id[:16]}" for patient, (scan, _) in zip(known, pairs, strict=True)], [warning]
 
 
-def _study(scan: Scan, row: LabelRow, target: tuple[int | None, ...], patient: str) -> Study:
+def study_of(scan: Scan, row: LabelRow, target: tuple[int | None, ...], patient: str) -> Study:
+    """Make the study of a scan and its row."""
     return Study(
         study_id=f"s-{scan.scan_id[:16]}",
         scan_id=scan.scan_id,
@@ -260,13 +306,21 @@ def _study(scan: Scan, row: LabelRow, target: tuple[int | None, ...], patient: s
     )
 
 
-def _check_classes(cohort: Cohort) -> None:
+def check_some_left(cohort: Cohort) -> None:
+    """Refuse a cohort without studies.
+
+    Raises:
+        StudyError: names why they were left out.
+    """
     if not cohort.studies:
         reasons = ", ".join(sorted({e.code for e in cohort.exclusions})) or "no scans"
         raise StudyError(
             f"No labelled scan is left ({reasons}). Check studies.labels.path: it should hold paths below "
             "scans.source, file names, or (studies.labels.uid) DICOM UIDs."
         )
+
+
+def _check_classes(cohort: Cohort) -> None:
     counts = cohort.targets
     if cohort.task != "multilabel" and ((counts > 0).any(axis=0)).sum() < 2:
         present = [name for name, column in zip(cohort.classes, counts.T, strict=True) if (column > 0).any()]
@@ -278,6 +332,8 @@ def _check_classes(cohort: Cohort) -> None:
 
 _REASONS = {
     "label_without_image": "a label row whose image is not among the readable scans",
+    "several_volumes": "a label row whose file holds several volumes (4-D): which of them is meant is not said; write "
+    "each into a file of its own",
     "image_without_label": "a scan that no label row names",
     "volume": "a volume among images, which most labels name (scans.read=images takes each slice as an image)",
     "image": "an image among volumes, which most labels name",
@@ -289,7 +345,8 @@ _REASONS = {
 }
 
 
-def _exclude(item: str, code: str) -> Exclusion:
+def exclude(item: str, code: str) -> Exclusion:
+    """Leave an item out for one of the reasons of this module."""
     return Exclusion(item, "studies", code, _REASONS[code])
 
 

@@ -248,6 +248,45 @@ def test_a_file_is_noted_when_it_changed_and_only_then(tmp_path: Path) -> None:
     assert log.events()[-1]["details"]["files"] == {"page.html": file_digest(page)}
 
 
+WRITE = """
+import os, sys
+from pathlib import Path
+from medtl.artifacts import write_bytes
+from medtl.audit import AuditLog
+log, page = AuditLog(Path(sys.argv[1])), Path(sys.argv[1]) / "page.html"
+write_bytes(page, b"one")
+log.note_files("did", "r-1", [page])
+log.note_ahead("began", "r-1", page, b"two", {"why": "asked"})
+if sys.argv[2] == "after":
+    write_bytes(page, b"two")
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("killed, text, finished", [("before", b"one", 0), ("after", b"two", 1)])
+def test_a_file_that_a_crash_kept_from_being_entered_is_entered_later(
+    tmp_path: Path, killed: str, text: bytes, finished: int
+) -> None:
+    subprocess.run([sys.executable, "-c", WRITE, str(tmp_path), killed], check=False, cwd=ROOT)
+    log, page = AuditLog(tmp_path), tmp_path / "page.html"
+    assert page.read_bytes() == text
+    assert [log.finish_files(), log.finish_files()] == [finished, 0]
+    (last,) = [event["details"]["files"] for event in log.events() if "files" in event["details"]][-1:]
+    assert last == {"page.html": file_digest(page)}
+
+
+def test_what_nobody_began_is_not_entered_as_finished(tmp_path: Path) -> None:
+    log, page = AuditLog(tmp_path), tmp_path / "page.html"
+    log.note_ahead("began", "r-1", page, b"two")
+    assert log.finish_files() == 0
+    page.write_bytes(b"something else")
+    assert log.finish_files() == 0
+    page.write_bytes(b"two")
+    log.note_files("did", "r-1", [page])
+    log.note_ahead("began", "r-1", page, b"two")
+    assert (log.finish_files(), len(log.events())) == (0, 2)
+
+
 # --------------------------------------------------------------------------------------------------------- signatures
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from medtl.audit import AuditLog
 from pipelines.cli import call
+from pipelines.trail import verify_workspace
+
+ROOT = Path(__file__).parents[2]
 
 
 def write_series(folder: Path, slices: int = 6, **attributes: Any) -> list[Path]:
@@ -181,6 +186,46 @@ def test_what_was_refused_is_listed_shown_and_taken_back(tmp_path: Path, capsys:
     capsys.readouterr()
     assert call(["quarantine", "list", run, "--json"]) == 0
     assert [row["code"] for row in said(capsys)] == ["missing_slices"]
+
+
+KILLED = """
+import os, sys
+from medtl.scans import io
+from pipelines.cli import call
+before = sys.argv.pop(1) == "before"
+def killed(workspace, words, write=io.write_readmissions):
+    before or write(workspace, words)
+    os.kill(os.getpid(), 9)
+io.write_readmissions = killed
+call(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("when, found", [("before", []), ("after", [("unfinished", "quarantine/readmitted.json")])])
+def test_a_kill_while_something_is_taken_back_leaves_no_accusation_and_is_finished_by_the_next_ingest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], when: str, found: list[tuple[str, str]]
+) -> None:
+    write_series(tmp_path / "in" / "written-on", BurnedInAnnotation="YES")
+    run = config(tmp_path, tmp_path / "in")
+    assert call(["quarantine", "list", run, "--json"]) == 0
+    (row,) = said(capsys)
+    readmit = ["quarantine", "readmit", run, row["item"], "--why", "a protocol name"]
+    done = subprocess.run([sys.executable, "-c", KILLED, when, *readmit], check=False, cwd=ROOT)
+    assert done.returncode == -9
+    trail, words = AuditLog(tmp_path / "ws"), tmp_path / "ws" / "quarantine" / "readmitted.json"
+
+    def faults() -> list[tuple[str, str]]:
+        return [(f.what, f.where) for f in verify_workspace(tmp_path / "ws", trail.verify(), trail.events())]
+
+    assert faults() == found
+    if words.is_file():
+        whole = words.read_bytes()
+        words.write_bytes(whole.replace(b"protocol", b"Protocol"))
+        assert faults() == [("altered", "quarantine/readmitted.json")]
+        words.write_bytes(whole)
+    assert call(["quarantine", "list", run, "--json"]) == 0
+    assert faults() == []
+    assert len(said(capsys)) == (when == "before")  # taken back, or to be asked for again
 
 
 def test_nothing_is_taken_back_that_the_audit_log_cannot_hold(

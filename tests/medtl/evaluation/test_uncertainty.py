@@ -395,7 +395,8 @@ def test_a_line_has_no_ends_and_no_spread_is_no_certainty() -> None:
 def test_limits_that_need_no_draws_are_taken_as_they_are() -> None:
     fair = spread(0.8, 0.05, 40)
     assert limits(Estimate(0.8, fair.draws, fair.without, 40, limits=(0.7, 0.9))) == (0.7, 0.9)
-    assert mean_of([Estimate(0.8, fair.draws, fair.without, 40, limits=(0.7, 0.9))], ["a"]).limits is None
+    one = Estimate(0.8, fair.draws, fair.without, 40, limits=(0.7, 0.9))
+    assert mean_of([one], ["a"]).limits == (0.7, 0.9) and mean_of([one, one], ["a", "b"]).limits is None
 
 
 @pytest.mark.parametrize("yes, n", [(0, 7), (3, 10), (10, 10), (812, 900)])

@@ -23,6 +23,7 @@ from medtl.records import (
     Evaluation,
     Examination,
     Exclusion,
+    FeatureCheck,
     Gap,
     GateCheck,
     LoadReport,
@@ -177,6 +178,7 @@ def make_examination(task, classes):
                         (make_score("detection", "noise", 0.97, 0.02), make_score("detection", "blur", 0.81))),
         make_subgroups(reported),
         ShortcutFindings((probe,), (quiet,), flat, make_score("auroc difference", label, 0.3), ()),
+        neighbours=FeatureCheck(200, 0.0031, 0.0142, {"train-val": 0, "train-test": 0, "val-test": 0}),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from html import unescape
 import numpy as np
 import pytest
 
-from medtl.records import PairedTest, Predictions, Score
+from medtl.records import FeatureCheck, PairedTest, Predictions, Score
 from medtl.report import figures, findings
 from medtl.report.facts import as_json, has_unseen_sites, score_histograms
 from medtl.report.page import bar, render
@@ -36,6 +36,7 @@ def text(facts):
      "it answered 80 of 100 studies", "90 % wanted", "AUROC of noise against the test part",
      "It works less well for some: pneumonia: the AUROC is 0.060 lower for age 65 and over", "site: east",
      "“Hidden”: so few patients", "site from the features", "✓ not found", "Not worse, by the margin, than the live",
+     "no study of a later part lies suspiciously near to another person's", "is 0.0142; up to 0.0031 would be",
      "DeLong, clustered by patient", "With care where age is 65 and over", "kept out of training, from 3 sites"],
 )  # fmt: skip
 def test_every_finding_is_on_the_page(text, said):
@@ -79,6 +80,23 @@ def test_an_alarm_about_shortcuts_is_an_alarm_of_the_page(facts):
     assert "The features tell the site." in alarms(
         replace(facts, examination=replace(facts.examination, shortcuts=found))
     )
+
+
+def test_studies_too_near_to_other_peoples_are_counted_in_a_warning_and_in_the_section_of_the_split(facts):
+    near = FeatureCheck(200, 0.0031, 0.0004, {"train-val": 0, "train-test": 3, "val-test": 1})
+    said = replace(facts, examination=replace(facts.examination, neighbours=near))
+    (warning,) = [alarm for alarm in alarms(said) if "suspiciously near" in alarm]
+    assert "3 of test near one of train, 1 of test near one of val." in warning
+    assert "train-val" not in warning and not [alarm for alarm in alarms(facts) if "suspiciously" in alarm]
+    page = re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", render(said))))
+    assert f"Warning. {warning}" in page[page.index("On two sides of the split") :]
+    assert as_json(said)["examination"]["neighbours"]["suspects"]["train-test"] == 3
+
+
+def test_features_that_tell_nothing_are_said_to_tell_nothing():
+    few = FeatureCheck(12, None, None, {}, "not estimable: fewer than 40 images")
+    assert findings.neighbours_sentence(few).endswith("is not estimable: fewer than 40 images.")
+    assert findings.neighbours_sentence(None).endswith("was not looked at.")
 
 
 def test_a_worse_model_than_the_live_one_is_an_alarm(facts):

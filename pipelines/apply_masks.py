@@ -1,0 +1,148 @@
+"""A segmentation applied to new scans: a mask for each, in its own voxels, and a table of volumes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medtl.artifacts import file_digest
+from medtl.audit import AuditLog
+from medtl.config import Config
+from medtl.errors import ScanError
+from medtl.progress import advance
+from medtl.records import AnyArray, Artifact, Exclusion, MaskQuality, Scan
+from pipelines import segmenting, steps
+from pipelines.apply import Request, left_out
+
+if TYPE_CHECKING:
+    from medtl.delivery.masks import Drawn
+    from medtl.registry.io import Entry
+    from medtl.scans.sources import SourceFile
+
+TABLE = "predictions.csv"
+_DOUBTED = "the mask may be wrong: a low Dice is foretold"
+_NOTHING = "nothing was found"
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a scan came from."""
+
+    files: tuple[SourceFile, ...]
+    names: tuple[str, ...]
+
+
+def apply_segmentation(config: Config, scans: Artifact, request: Request, entry: Entry, folder: Path) -> dict[str, Any]:
+    """Predict, clean and write the mask of every scan that fits; write the table of volumes and of what was left out.
+
+    Args:
+        folder: of the release, verified.
+    """
+    from medtl.dataset import grid
+    from medtl.delivery.io import write_table
+    from medtl.delivery.masks import volumes_table
+    from medtl.evaluation.io import read_components, read_quality
+    from medtl.scans.intake import files_of, names_of, read_scans
+    from medtl.scans.segments import PixelStore
+
+    network = segmenting.Segmenter(config, folder, folder)
+    components, quality = read_components(folder), read_quality(folder)
+    files, read = steps.source_files(config), PixelStore(steps.pixel_folder(config))
+    names, made_of = names_of(files, scans.path), files_of(files, scans.path)
+    known = {scan: grid.misfit(scan, network.plan) for scan in read_scans(scans.path) if scan.mask_of is None}
+    fitting = [scan for scan, why in known.items() if why is None]
+    release = entry.release.release_id
+    out = request.out or Path(f"predictions-{release}")
+    drawn: list[Drawn] = []
+    written: list[Path] = []
+    for number, scan in enumerate(fitting, 1):
+        predicted = network(read(scan), scan)
+        codes = segmenting.cleaned(predicted.codes, network.plan, components)
+        source = _Source(made_of.get(scan.scan_id, ()), tuple(names[scan.scan_id]))
+        one, paths = _write(config, out, scan, codes, network, source, release, _doubts(quality, predicted.doubts))
+        drawn.append(one)
+        written += paths
+        advance("segmenting scans", number, len(fitting))
+    unfit = [
+        (Exclusion(scan.scan_id[:16], "dataset", "grid_differs", why), name)
+        for scan, why in known.items()
+        if why is not None
+        for name in names[scan.scan_id]
+    ]
+    excluded = [*left_out(config, scans, files), *unfit]
+    columns, rows = volumes_table(drawn, excluded, request.names)
+    table = out / TABLE
+    write_table(table, columns, rows)
+    details = {
+        "scans": scans.digest,
+        "table": file_digest(table),
+        "masks": {path.name: file_digest(path) for path in written},
+        "count": len(drawn),
+        "excluded": len(excluded),
+    }
+    AuditLog(config.workspace).append("release.applied", release, details=details)
+    return {
+        "release": release,
+        "status": entry.release.status,
+        "table": str(table),
+        "scans": len(drawn),
+        "masks": len(written),
+        "excluded": dict(Counter(exclusion.code for exclusion, _ in excluded)),
+        "decisions": {},
+        "doubts": dict(Counter(doubt for one in drawn for doubt in one.doubts)),
+    }
+
+
+def _write(
+    config: Config,
+    out: Path,
+    scan: Scan,
+    codes: AnyArray,
+    network: segmenting.Segmenter,
+    source: _Source,
+    release: str,
+    doubts: Sequence[str],
+) -> tuple[Drawn, list[Path]]:
+    """Write one mask in every form that its scan allows: NIfTI of a volume, PNG of an image, SEG of DICOM."""
+    from medtl.delivery.io import write_file, write_mask_nifti
+    from medtl.delivery.masks import Drawn, labels_of, mask_png, volumes
+
+    name, labels = scan.scan_id[:16], labels_of(codes, network.plan)
+    paths = [out / (f"{name}.nii.gz" if scan.is_volume else f"{name}.png")]
+    if scan.affine is not None:
+        write_mask_nifti(paths[0], labels, scan.affine)
+    else:
+        write_file(paths[0], mask_png(labels))
+    if scan.source == "dicom":
+        try:
+            write_file(out / f"{name}.dcm", _seg(config, scan, codes, network, source, release))
+            paths.append(out / f"{name}.dcm")
+        except ScanError as error:
+            doubts = (*doubts, f"no DICOM SEG ({error.code}): {error.reason}")
+    found = volumes(codes, network.plan, scan.affine)
+    if not any(one.voxels for one in found):
+        doubts = (*doubts, _NOTHING)
+    return Drawn(scan.scan_id, source.names, paths[0].name, found, tuple(doubts)), paths
+
+
+def _seg(
+    config: Config, scan: Scan, codes: AnyArray, network: segmenting.Segmenter, source: _Source, release: str
+) -> bytes:
+    from medtl.delivery.masks import Algorithm, dicom_seg, source_header
+    from medtl.scans import sources
+
+    headers = [source_header(sources.read_bytes(file)) for file in source.files]
+    return dicom_seg(codes, network.plan, scan.affine, headers, Algorithm(config.name, release))
+
+
+def _doubts(quality: MaskQuality, said: Mapping[str, float | None]) -> tuple[str, ...]:
+    from medtl.evaluation.masks import foretell
+
+    numbers = {name: np.nan if value is None else value for name, value in said.items()}
+    (dice,) = foretell(quality, [numbers])
+    return (_DOUBTED,) if np.isfinite(dice) and dice < quality.fail_below else ()

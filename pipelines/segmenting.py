@@ -1,0 +1,582 @@
+"""The steps of a segmentation: plan the grid, pack volumes, train, predict masks, measure them, release, report.
+
+What is the same for a diagnosis (intake, cohort, split, proof, sealed test part, gate, register) is done by the steps
+of :mod:`pipelines.steps`; only what a mask needs is here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from medtl.artifacts import (
+    code_digest,
+    digest_of,
+    file_digest,
+    load_array,
+    read_record,
+    save_array,
+    write_record,
+)
+from medtl.audit import AuditedStore
+from medtl.config import Config
+from medtl.progress import advance
+from medtl.records import (
+    AnyArray,
+    Artifact,
+    Cohort,
+    ComponentChoice,
+    FloatArray,
+    GridPlan,
+    MaskResult,
+    Part,
+    Release,
+    Scan,
+    Study,
+)
+from pipelines import steps, training
+from pipelines.prepared import Prepared, Segmented
+
+if TYPE_CHECKING:
+    from medtl.evaluation.masks import PixelRanks
+    from medtl.model.inference import Doubt
+    from medtl.model.segmenter import SegmenterNetwork
+    from medtl.report.masks import MaskCase
+    from pipelines.pooling import Tested
+
+log = logging.getLogger("medtl")
+QUALITY_METRICS = ("dice_foretold_error", "flagged", "failures_flagged")
+_BEST = 2  # of the cases that are shown
+_TOLD = "told.json"  # beside predicted masks: what the network says of itself
+_RESAMPLES = 1000  # of the judge between phases
+
+
+def plan_grid(config: Config, scans: Artifact, cohort: Artifact, split: Artifact) -> Artifact:
+    """Training part -> grid, intensity, patch and depth of the network."""
+    from medtl.dataset import grid, io
+    from medtl.scans.segments import PixelStore
+    from medtl.studies.io import read_cohort
+
+    inputs = {
+        "scans": scans.digest,
+        "split": split.digest,
+        "config": config.dataset.grid.model_dump(mode="json"),
+        "code": code_digest("dataset"),
+    }
+
+    def build(folder: Path) -> None:
+        known, training_part = read_cohort(cohort.path), set(io.read_split(split.path).train)
+        by_id = _by_id(scans)
+        chosen = [study for study in known.studies if study.study_id in training_part]
+        images, masks = [by_id[s.scan_id] for s in chosen], [_mask_of(s, by_id) for s in chosen]
+        read = PixelStore(steps.pixel_folder(config))
+        plan = grid.make_grid_plan(images, masks, read, known.structures, known.ignore, config.dataset.grid)
+        io.write_grid(folder, plan)
+
+    return AuditedStore(config.workspace).make("plan", inputs, build)
+
+
+def pack_volumes(config: Config, scans: Artifact, cohort: Artifact, plan: Artifact) -> Artifact:
+    """Scans and masks -> one memory-mapped file each, on the plan's grid, in the cohort's order."""
+    from medtl.dataset import grid, io
+    from medtl.scans.segments import PixelStore
+    from medtl.studies.io import read_cohort
+
+    how = io.read_grid(plan.path)
+    decided = {name: value for name, value in asdict(how).items() if name not in ("facts", "reasons")}
+    inputs = {"scans": scans.digest, "cohort": cohort.digest, "plan": decided, "code": code_digest("dataset")}
+
+    def build(folder: Path) -> None:
+        known, by_id = read_cohort(cohort.path), _by_id(scans)
+        read = PixelStore(steps.pixel_folder(config))
+
+        def items() -> Iterator[tuple[str, FloatArray, AnyArray]]:
+            for study in known.studies:
+                scan = by_id[study.scan_id]
+                yield study.study_id, grid.to_grid(read(scan), scan, how), _on_grid(study, scan, by_id, read, how)
+
+        io.write_volumes(folder, items(), how, len(known.studies))
+
+    return AuditedStore(config.workspace).make("pack", inputs, build)
+
+
+def fit_masks(config: Config, prepared: Prepared) -> Artifact:
+    """Packed volumes -> checkpoint, phase by phase; goes on where an interrupted run was."""
+    from medtl.model import fit, io
+    from medtl.model.vault import Vault, resolve_weights
+
+    model = config.model
+    weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
+    device = fit.device_of(model)
+    threads = model.threads or max(1, (os.cpu_count() or 1) // model.processes)
+    left_out = set(steps.BY_THEMSELVES) - {"inference"}  # which validates
+    inputs = {
+        "cohort": prepared.cohort.digest,
+        "split": prepared.split.digest,
+        "plan": prepared.plan.digest,
+        "pack": prepared.pack.digest,
+        "config": {
+            **model.model_dump(mode="json", exclude=left_out),
+            "phases": [phase.model_dump(mode="json") for phase in model.schedule],
+        },
+        "patches": config.dataset.patches.model_dump(mode="json"),
+        "weights": [weights.sha256, asdict(weights.contract) if weights.contract else None] if weights else None,
+        "seed": config.seed,
+        "device": device.type,
+        "precision": fit.precision_of(model, device),
+        "threads": threads,
+        "code": [*training.code_of_training(), file_digest(Path(__file__))],
+        "libraries": training.versions("torch", "torchvision", "monai", "numpy"),
+    }
+    store = AuditedStore(config.workspace)
+    saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
+    job = training.Job(
+        config, prepared.cohort.path, prepared.split.path, prepared.plan.path, prepared.pack.path,
+        prepared.pack.digest, saver.path.parent, "training", threads,
+    )  # fmt: skip
+    return steps.trained_by(config, job, saver, inputs)
+
+
+def train_here(job: training.Job, folder: Path) -> None:
+    """Train in this process, alone or as one of several that torchrun has started; the first writes the checkpoint."""
+    from medtl.dataset.io import read_grid, read_split, read_volumes
+    from medtl.dataset.patches import Patches
+    from medtl.evaluation.superiority import share_of_means_better
+    from medtl.model import fit, io, parallel, segment_fit, segmenter
+    from medtl.model.vault import Vault, resolve_weights
+    from medtl.studies.io import read_cohort
+
+    config, model = job.config, job.config.model
+    cohort, split, plan = read_cohort(job.cohort), read_split(job.split), read_grid(job.plan)
+    fit.make_deterministic(config.seed, job.threads)
+    weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
+    network, report = segmenter.build(plan, model, config.seed, weights)
+    if parallel.rank() == 0:
+        log.info("weights of %s: %s, %.1f %% of the trunk", network.kind, report.source, 100 * report.share)
+    device = fit.device_of(model)
+    network = parallel.prepare(network, model.schedule, device)
+    volumes = read_volumes(job.pack)
+    row = {study_id: number for number, study_id in enumerate(volumes.study_ids)}
+    patient = {study.study_id: study.patient for study in cohort.studies}
+    val = sorted(split.val, key=row.__getitem__)
+    precision = fit.precision_of(model, device)
+
+    def validate(trained: SegmenterNetwork) -> FloatArray:
+        mine = parallel.share_of(np.arange(len(val)), whole=True)
+        found = [_dice_on_grid(trained, volumes, row[val[int(i)]], plan, config, device, precision) for i in mine]
+        return parallel.gather(np.array(found, dtype=np.float64).reshape(len(mine), len(plan.structures)))
+
+    def judge(new: FloatArray, old: FloatArray) -> float:
+        return share_of_means_better(new, old, val, [patient[s] for s in val], _RESAMPLES, config.seed)
+
+    patches = Patches(volumes, [row[s] for s in split.train], plan, config.dataset.patches, config.seed)
+    material = segment_fit.SegmentMaterial(patches, validate, judge)
+    saver = io.FolderSaver(job.unfinished)
+    phases, history = segment_fit.fit_segmenter(network, material, plan, model, config.seed, saver, job.label)
+    if parallel.rank() != 0:
+        return
+    described = {
+        "backbone": network.kind,
+        "task": cohort.task,
+        "classes": cohort.classes,
+        "channels": plan.channels,
+        "size": plan.patch,
+        "stages": network.stage_names,
+        "weights": report,
+        "phases": phases,
+        "history": history,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "environment": {
+            **training.versions(*training.LIBRARIES),
+            "device": device.type,
+            "threads": str(job.threads),
+            "precision": precision,
+        },
+    }
+    io.write_segmenter(folder, network.to("cpu"), described, model)
+
+
+def _dice_on_grid(
+    network: SegmenterNetwork, volumes: Any, row: int, plan: GridPlan, config: Config, device: Any, precision: Any
+) -> FloatArray:
+    from medtl.evaluation.masks import dice_of_codes
+    from medtl.model.inference import codes, predict_grid
+
+    image = np.asarray(volumes.image(row), dtype=np.float32)
+    probabilities = predict_grid(network, image, plan, config.model.inference, device, precision)
+    return dice_of_codes(np.asarray(volumes.codes(row)), codes(probabilities, plan), plan.structures, plan.overlapping)
+
+
+def predict_masks(
+    config: Config, prepared: Prepared, checkpoint: Artifact, part: Part, purpose: str = "model"
+) -> Artifact:
+    """Checkpoint -> masks of one part in the voxels of its scans. Opening the test part is logged."""
+    from medtl.dataset.io import read_split
+    from medtl.scans.segments import PixelStore
+    from medtl.studies.io import read_cohort
+
+    inputs = {
+        "checkpoint": checkpoint.digest,
+        "scans": prepared.scans.digest,
+        "cohort": prepared.cohort.digest,
+        "split": prepared.split.digest,
+        "plan": prepared.plan.digest,
+        "part": part,
+        "config": config.model.inference.model_dump(mode="json"),
+        "code": code_digest("model", "dataset"),
+    }
+    if part == "test":
+        steps.open_test(config, prepared.cohort, prepared.split, checkpoint, inputs, purpose)
+
+    def build(folder: Path) -> None:
+        known, by_id = read_cohort(prepared.cohort.path), _by_id(prepared.scans)
+        chosen = set(read_split(prepared.split.path).part(part))
+        studies = [study for study in known.studies if study.study_id in chosen]
+        network = Segmenter(config, checkpoint.path, prepared.plan.path)
+        read, said = PixelStore(steps.pixel_folder(config)), {}
+        for number, study in enumerate(studies, 1):
+            scan = by_id[study.scan_id]
+            predicted = network(read(scan), scan)
+            save_array(folder / f"{study.study_id}.npy", predicted.codes)
+            if predicted.probabilities is not None:
+                save_array(folder / f"{study.study_id}.probabilities.npy", predicted.probabilities)
+            said[study.study_id] = dict(predicted.doubts)
+            advance(f"segmenting, {part}", number, len(studies))
+        write_record(folder / _TOLD, said)
+
+    return AuditedStore(config.workspace).make("masks", inputs, build)
+
+
+def evaluate_masks(config: Config, prepared: Prepared, val: Artifact, test: Artifact) -> Artifact:
+    """Predicted masks -> what is kept of them and how Dice is foretold, from validation; then the test part."""
+    from medtl.evaluation import io, masks
+
+    inputs = {
+        "cohort": prepared.cohort.digest,
+        "scans": prepared.scans.digest,
+        "plan": prepared.plan.digest,
+        "val": val.digest,
+        "test": test.digest,
+        "config": config.evaluation.model_dump(mode="json"),
+        "seed": config.seed,
+        "code": [code_digest("evaluation", "dataset"), file_digest(Path(__file__))],
+    }
+
+    def build(folder: Path) -> None:
+        material = _Masks(config, prepared)
+        whole, largest = (material.dice_of(val, choice) for choice in (None, material.largest))
+        components = masks.choose_components(whole, largest, material.cohort.classes, config.evaluation.masks)
+        io.write_components(folder, components)
+        learned = material.measured(val, components)
+        quality = masks.fit_quality(*material.foretold_from(val, learned), config.evaluation.masks, config.seed)
+        io.write_quality(folder, quality)
+        results = material.measured(test, components)
+        io.write_mask_results(folder, results)
+        evaluation = masks.assess_masks(results, config.evaluation, config.seed, material.unit, material.pixels(test))
+        doubts, dice, ids, people = material.foretold_from(test, results)
+        told = masks.quality_scores(
+            quality, masks.foretell(quality, doubts), dice, ids, people, config.evaluation.uncertainty, config.seed
+        )
+        io.write_evaluation(folder, replace(evaluation, scores=(*evaluation.scores, *told)))
+
+    return AuditedStore(config.workspace).make("evaluation", inputs, build)
+
+
+class _Masks:
+    """The true and the predicted masks of a cohort, study by study."""
+
+    def __init__(self, config: Config, prepared: Prepared) -> None:
+        from medtl.dataset.io import read_grid
+        from medtl.scans.segments import PixelStore
+        from medtl.studies.io import read_cohort
+
+        self.config, self.plan = config, read_grid(prepared.plan.path)
+        self.cohort, self.by_id = read_cohort(prepared.cohort.path), _by_id(prepared.scans)
+        self.read = PixelStore(steps.pixel_folder(config))
+        self.unit: Literal["mm", "pixels"] = "pixels" if self.plan.axis is None else "mm"
+
+    def studies(self, part: Artifact) -> tuple[Study, ...]:
+        """List the studies that have a predicted mask, in the cohort's order."""
+        there = read_record(part.path / _TOLD, dict[str, dict[str, float | None]])
+        return tuple(study for study in self.cohort.studies if study.study_id in there)
+
+    def truth(self, study: Study) -> AnyArray:
+        """Give the true codes in the scan's voxels."""
+        return truth_of(study, self.cohort, self.by_id, self.read)
+
+    def predicted(self, part: Artifact, study: Study, components: Sequence[ComponentChoice] = ()) -> AnyArray:
+        """Give the predicted codes, cleaned as chosen."""
+        return cleaned(load_array(part.path / f"{study.study_id}.npy"), self.plan, components)
+
+    @property
+    def largest(self) -> tuple[ComponentChoice, ...]:
+        """Choose the largest part of every structure."""
+        return tuple(ComponentChoice(name, "largest", "", None, None, 0) for name in self.cohort.classes)
+
+    def dice_of(self, part: Artifact, components: Sequence[ComponentChoice] | None) -> FloatArray:
+        """Give the Dice of each study and structure, NaN where both masks are empty."""
+        from medtl.evaluation.masks import dice_of_codes
+
+        found = [
+            dice_of_codes(
+                self.truth(study), self.predicted(part, study, components or ()), self.plan.structures,
+                self.plan.overlapping,
+            )
+            for study in self.studies(part)
+        ]  # fmt: skip
+        return np.array(found).reshape(len(found), len(self.plan.structures))
+
+    def measured(self, part: Artifact, components: Sequence[ComponentChoice]) -> tuple[MaskResult, ...]:
+        """Measure every structure of every study."""
+        from medtl.evaluation.masks import measure_case
+
+        found: list[MaskResult] = []
+        studies = self.studies(part)
+        for number, study in enumerate(studies, 1):
+            found += measure_case(
+                study.study_id, study.patient, self.truth(study), self.predicted(part, study, components),
+                _spacing(self.by_id[study.scan_id]), self.plan.structures, self.plan.overlapping,
+                self.config.evaluation.masks,
+            )  # fmt: skip
+            advance("measuring masks", number, len(studies))
+        return tuple(found)
+
+    def foretold_from(
+        self, part: Artifact, results: Sequence[MaskResult]
+    ) -> tuple[list[dict[str, float]], FloatArray, list[str], list[str]]:
+        """Give what the network said of itself, the mean Dice, identifiers and patients, study by study."""
+        told = read_record(part.path / _TOLD, dict[str, dict[str, float | None]])
+        studies = self.studies(part)
+        doubts = [{name: np.nan if v is None else v for name, v in told[s.study_id].items()} for s in studies]
+        by_study: dict[str, list[float]] = {study.study_id: [] for study in studies}
+        for one in results:
+            if (dice := one.values["dice"]) is not None:
+                by_study[one.study_id].append(dice)
+        means = np.array([np.mean(values) if values else np.nan for values in by_study.values()])
+        return doubts, means, [s.study_id for s in studies], [s.patient for s in studies]
+
+    def pixels(self, part: Artifact) -> dict[str, list[PixelRanks]] | None:
+        """Rank the pixels of images, structure by structure; volumes have too many to keep."""
+        from medtl.dataset.grid import IGNORED, shown
+        from medtl.evaluation.masks import pixel_ranks
+
+        if self.plan.axis is not None:
+            return None
+        found: dict[str, list[PixelRanks]] = {name: [] for name in self.cohort.classes}
+        for study in self.studies(part):
+            truth = self.truth(study)
+            probabilities = load_array(part.path / f"{study.study_id}.probabilities.npy")
+            for place, name in enumerate(self.cohort.classes):
+                inside = shown(truth, place, self.plan.overlapping)
+                found[name].append(
+                    pixel_ranks(study.study_id, study.patient, probabilities[place], inside, truth != IGNORED)
+                )
+        return found
+
+    def cases(
+        self,
+        part: Artifact,
+        results: Sequence[MaskResult],
+        components: Sequence[ComponentChoice],
+        chosen: Sequence[str],
+    ) -> tuple[MaskCase, ...]:
+        """Draw some studies, given from the worst to the best."""
+        from medtl.dataset.transforms import oriented
+        from medtl.report.masks import MaskCase, pictures
+
+        studies = {study.study_id: study for study in self.cohort.studies}
+        found = []
+        for place, study_id in enumerate(chosen):
+            study = studies[study_id]
+            scan = self.by_id[study.scan_id]
+            arrays = [_from_0_to_1(self.read(scan)), self.truth(study), self.predicted(part, study, components)]
+            spacing = _spacing(scan)
+            if self.plan.axis is not None:
+                assert scan.affine is not None
+                turned = [oriented(array, scan.affine, self.plan.axis) for array in arrays]
+                arrays, spacing = [array for array, _ in turned], turned[0][1]
+            drawn = pictures(
+                arrays[0], arrays[1], arrays[2], spacing, len(self.plan.structures), self.plan.overlapping,
+                self.plan.axis,
+            )  # fmt: skip
+            own = tuple(one for one in results if one.study_id == study_id)
+            found.append(MaskCase(place < len(chosen) - _BEST, own, drawn))
+        return tuple(found)
+
+
+def _from_0_to_1(pixels: AnyArray) -> FloatArray:
+    """Stretch values between their 0.5 and 99.5 percentiles, for the eye."""
+    values = pixels.astype(np.float32)
+    low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
+    stretched: FloatArray = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+    return stretched
+
+
+def cleaned(codes: AnyArray, plan: GridPlan, components: Sequence[ComponentChoice]) -> AnyArray:
+    """Keep of each structure what validation chose to keep."""
+    from medtl.dataset.restore import keep_largest
+
+    chosen = [place for place, choice in enumerate(components) if choice.keep == "largest"]
+    return keep_largest(codes, plan, chosen) if chosen else codes
+
+
+def pool_mask_folds(config: Config, cohort: Artifact, found: Sequence[Tested]) -> Artifact:
+    """Folds -> one evaluation with intervals over patients."""
+    from medtl.evaluation import io, masks
+
+    inputs = {
+        "cohort": cohort.digest,
+        "folds": [[one.name, one.repeat, one.trained.evaluation.digest] for one in found],
+        "config": config.evaluation.model_dump(mode="json"),
+        "seed": config.seed,
+        "code": code_digest("evaluation"),
+    }
+
+    def build(folder: Path) -> None:
+        results = {_fold_name(one): io.read_mask_results(one.trained.evaluation.path) for one in found}
+        ranks: dict[str, list[PixelRanks]] = {}
+        unit: Literal["mm", "pixels"] = "mm"
+        for one in found:
+            material = _Masks(config, one.prepared)
+            unit = material.unit
+            for name, some in (material.pixels(one.trained.test) or {}).items():
+                ranks.setdefault(name, []).extend(some)
+        io.write_evaluation(folder, masks.pool_masks(results, config.evaluation, config.seed, unit, ranks or None))
+
+    return AuditedStore(config.workspace).make("evaluation", inputs, build)
+
+
+def _fold_name(one: Tested) -> str:
+    return one.name if not one.repeat else f"{one.name}, repeat {one.repeat + 1}"
+
+
+def release_masks(config: Config, prepared: Prepared, segmented: Segmented) -> tuple[Artifact, Release]:
+    """Checkpoint and evaluation -> release, entered in the register as the gate decides."""
+    parts = (segmented.checkpoint, prepared.plan, segmented.evaluation)
+    return steps.enter_release(config, prepared, segmented, parts)
+
+
+def report_masks(
+    config: Config, prepared: Prepared, segmented: Segmented, release: Release, resources: Mapping[str, Any]
+) -> tuple[Artifact, Path]:
+    """Everything known -> one page; give the artifact and the copy that people open."""
+    from medtl.evaluation import io
+    from medtl.evaluation.masks import telling_masks
+    from medtl.report.io import write_mask_report
+    from medtl.report.masks import MaskFacts
+
+    material = _Masks(config, prepared)
+    results, components = (
+        io.read_mask_results(segmented.evaluation.path),
+        io.read_components(segmented.evaluation.path),
+    )
+    facts = MaskFacts(
+        **steps.known_facts(config, prepared, segmented, release),
+        plan=material.plan,
+        scratch=None,
+        scratch_evaluation=None,
+        comparison=None,
+        results=results,
+        components=components,
+        quality=io.read_quality(segmented.evaluation.path),
+        quality_scores=tuple(
+            s for s in io.read_evaluation(segmented.evaluation.path).scores if s.metric in QUALITY_METRICS
+        ),
+        unit=material.unit,
+        resources=resources,
+    )
+
+    def build(folder: Path) -> None:
+        cases = material.cases(segmented.test, results, components, telling_masks(results))
+        write_mask_report(folder, replace(facts, cases=cases))
+
+    inputs = {**steps.shown_by(config, prepared, facts), "test": segmented.test.digest}
+    artifact = AuditedStore(config.workspace).make("report", inputs, build)
+    return artifact, steps.copy_to_reports(config, f"{config.name}-{release.release_id}.html", artifact)
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a release says of one scan."""
+
+    codes: AnyArray  # in the scan's voxels, (slices, rows, columns) or (rows, columns)
+    probabilities: FloatArray | None  # of images, (structures, rows, columns), float16
+    doubts: Mapping[str, float | None]  # how unsure the network is, by name
+
+
+class Segmenter:
+    """A trained segmentation, asked scan by scan; nothing is cleaned yet."""
+
+    def __init__(self, config: Config, checkpoint: Path, plan: Path) -> None:
+        from medtl.dataset.io import read_grid
+        from medtl.model import fit, io
+
+        fit.make_deterministic(config.seed, config.model.threads)
+        self.settings, self.plan = config.model.inference, read_grid(plan)
+        self.device = fit.device_of(config.model)
+        self.network = io.read_segmenter(checkpoint, self.plan)
+        wanted = self.settings.precision
+        self.precision = fit.precision_of(config.model, self.device) if wanted == "auto" else wanted
+
+    def __call__(self, pixels: AnyArray, scan: Scan) -> Predicted:
+        """Predict one scan in its own voxels."""
+        from medtl.dataset.grid import to_grid
+        from medtl.dataset.restore import to_source
+        from medtl.model.inference import Doubt, predict_grid, predict_slabs
+
+        image, doubt = to_grid(pixels, scan, self.plan), Doubt(self.plan)
+        asked = (self.network, image, self.plan, self.settings, self.device, self.precision, doubt)
+        if scan.is_volume:  # slab by slab: a large volume's probabilities are never whole in memory
+            return Predicted(to_source(predict_slabs(*asked), scan, self.plan), None, self._said(doubt))
+        probabilities = predict_grid(*asked)
+        shown = probabilities[-len(self.plan.structures) :].astype(np.float16)
+        return Predicted(to_source(probabilities, scan, self.plan), shown, self._said(doubt))
+
+    def _said(self, doubt: Doubt) -> dict[str, float | None]:
+        found, names = doubt.quality, [one.name for one in self.plan.structures]
+        said = {f"entropy {name}": value for name, value in zip(names, found.entropy, strict=True)}
+        if any(value is not None for value in found.agreement):
+            said |= {f"agreement {name}": value for name, value in zip(names, found.agreement, strict=True)}
+        return said
+
+
+def _by_id(scans: Artifact) -> dict[str, Scan]:
+    from medtl.scans.intake import read_scans
+
+    return {scan.scan_id: scan for scan in read_scans(scans.path)}
+
+
+def _on_grid(study: Study, scan: Scan, by_id: Mapping[str, Scan], read: Any, plan: GridPlan) -> AnyArray:
+    from medtl.dataset import grid
+
+    mask = _mask_of(study, by_id)
+    field = read(by_id[study.field]) if study.field else None
+    return grid.mask_to_grid(grid.values_of(read(mask), mask), scan, plan, field)
+
+
+def _mask_of(study: Study, by_id: Mapping[str, Scan]) -> Scan:
+    assert study.mask is not None  # a cohort for segmentation holds no other
+    return by_id[study.mask]
+
+
+def truth_of(study: Study, cohort: Cohort, by_id: Mapping[str, Scan], read: Any) -> AnyArray:
+    """Give the true codes of a study in its scan's voxels."""
+    from medtl.dataset import grid
+
+    mask = _mask_of(study, by_id)
+    field = read(by_id[study.field]) if study.field else None
+    return grid.codes_of(grid.values_of(read(mask), mask), cohort.structures, cohort.ignore, field)
+
+
+def _spacing(scan: Scan) -> tuple[float, ...]:
+    """Give the distance of voxels along each axis of a scan's array: mm, of images pixels."""
+    if scan.affine is None:
+        return (1.0, 1.0)
+    columns, rows, slices = (float(v) for v in np.linalg.norm(np.array(scan.affine)[:3, :3], axis=0))
+    return slices, rows, columns

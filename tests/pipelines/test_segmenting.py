@@ -1,0 +1,156 @@
+"""Segmentation from files to a release: the same house, with masks instead of classes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from medtl.audit import AuditLog
+
+pytestmark = [pytest.mark.prefect, pytest.mark.slow]
+
+CONFIG = """
+name: balls
+workspace: {workspace}
+scans: {{source: {source}}}
+studies:
+  labels: {{path: image, mask: mask, patient: patient, structures: {{left: 1, right: 2}}}}
+dataset:
+  split: {{val: 0.25, test: 0.25}}
+  folds: {{count: 2}}
+  grid: {{filters: 8, patch: [16, 32, 32], batch_size: 4}}
+  patches: {{per_study: 4}}
+model:
+  weights: none
+  threads: 1
+  save_every_s: 0
+  segmenter: {{network: dynunet, deep_supervision: false, ema: 0.8}}
+  phases: [{{name: all, unfreeze: all, epochs: 6, lr: 1.0e-2, decay: 1.0, batchnorm: with_stage}}]
+evaluation: {{uncertainty: {{resamples: 200}}}}
+registry: {{promotion: {{gate: [{{metric: dice, bound: value, at_least: 0.3}}]}}}}
+"""
+AFFINE = np.array([[-1.2, 0, 0, 90.0], [0, -1.1, 0, 100.0], [0, 0, 2.0, -40.0], [0, 0, 0, 1.0]])
+
+
+def write_masked(folder: Path, patients: int = 16, seed: int = 0) -> Path:
+    """Write volumes of 28-31 x 30 x 14 voxels with two balls, one brighter than the other, and their masks."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    rows = ["image,mask,patient"]
+    for patient in range(patients):
+        shape = (28 + patient % 4, 30, 14)
+        place = np.moveaxis(np.indices(shape), 0, -1) * (1.2, 1.1, 2.0)
+        values, mask = rng.normal(300, 40, shape), np.zeros(shape, np.uint8)
+        for label, centre in enumerate(rng.uniform((9, 10, 10), (13, 22, 18), (2, 3)) + [(0, 0, 0), (12, 0, 0)], 1):
+            inside = np.linalg.norm(place - centre, axis=-1) < rng.uniform(5, 6.5)
+            values[inside], mask[inside] = values[inside] + 250 * label, label
+        for kind, array in (("images", values.astype(np.int16)), ("masks", mask)):
+            nibabel.save(nibabel.Nifti1Image(array, AFFINE), folder / kind / f"case{patient}.nii.gz")
+        rows.append(f"images/case{patient}.nii.gz,masks/case{patient}.nii.gz,patient-{patient}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def medtl(*arguments: object, code: int = 0) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == code, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
+    return found
+
+
+def written(folder: Path) -> Path:
+    path = folder / "balls.yaml"
+    path.write_text(CONFIG.format(workspace=folder / "workspace", source=write_masked(folder / "study")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("segmented")
+    yield folder, medtl("run", written(folder))
+
+
+def test_a_run_measures_every_structure_and_makes_a_release(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = finished
+    assert summary["status"] == "validated" and summary["split"] == {"train": 8, "val": 4, "test": 4}
+    dice = summary["metrics"]["dice"]
+    assert 0.3 < dice["low"] < dice["value"] < dice["high"] <= 1
+    assert {"iou", "hd95_mm", "assd_mm", "nsd"} <= set(summary["metrics"])
+    page = Path(summary["report"]).read_text()
+    assert "left" in page and "right" in page and "NSD" in page
+    actions = [event["action"] for event in AuditLog(folder / "workspace").events()]
+    assert actions.count("test.opened") == 1 and "release.validated" in actions
+
+
+def test_the_same_command_again_computes_nothing(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = finished
+    again = medtl("run", folder / "balls.yaml")
+    assert again["reused"] and again["digests"] == summary["digests"]
+
+
+def test_every_byte_of_it_is_on_the_trail(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    assert medtl("audit", "verify", "--workspace", folder / "workspace")["faults"] == []
+
+
+def test_masks_of_new_scans_come_out_on_their_own_voxels(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = finished
+    new = write_masked(tmp_path / "new", patients=2, seed=5)
+    out = tmp_path / "out"
+    told = medtl("predict", folder / "balls.yaml", "--scans", new / "images", "--out", out)
+    assert told["scans"] == 2
+    masks = sorted(out.glob("*.nii.gz"))
+    assert len(masks) == 2
+    dice = []
+    truth = {nibabel.load(p).shape: nibabel.load(p) for p in (new / "masks").iterdir()}
+    for path in masks:
+        found = nibabel.load(path)
+        wanted = truth[found.shape]
+        np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-4)
+        a, b = np.asarray(found.dataobj) > 0, np.asarray(wanted.dataobj) > 0
+        dice.append(2 * (a & b).sum() / (a.sum() + b.sum()))
+    assert min(dice) > 0.3
+
+
+def test_a_killed_training_ends_with_the_same_bits(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    _, summary = finished
+    path = written(tmp_path)
+    command = [sys.executable, "-m", "pipelines.cli", "run", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        unfinished = tmp_path / "workspace"
+        deadline = time.monotonic() + 120
+        while not list(unfinished.rglob("progress.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert list(unfinished.rglob("progress.safetensors")), "it was killed before it saved anything"
+    again = medtl("run", path)
+    assert again["digests"]["checkpoint"] == summary["digests"]["checkpoint"]
+    assert again["metrics"] == summary["metrics"]
+
+
+def test_folds_are_pooled_over_patients(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    told = medtl("crossval", folder / "balls.yaml")
+    assert [one["n"] for one in told["folds"]] == [8, 8]
+    assert told["metrics"]["dice"]["n"] == 16
+    assert "left" in Path(told["report"]).read_text()
+
+
+def test_a_verb_that_is_for_diagnosis_says_so(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    for verb in ("study", "advise", "lr-find"):
+        command = [sys.executable, "-m", "pipelines.cli", verb, str(folder / "balls.yaml")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 2 and "segmentation" in done.stderr, verb
