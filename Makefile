@@ -39,7 +39,9 @@ test-services: $(READY) ## the tests against a real Orthanc and dcmtk (install t
 test-browser: $(READY) ## the tests of pages in a real Chromium and of their PDFs (install it and poppler first; see .ci/run)
 	@test -d $(VENV)/pdf || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 	  --target $(VENV)/pdf -r requirements-pdf.lock
-	@MEDTL_TEST_BROWSER=1 PYTHONPATH=$(VENV)/pdf $(BIN)/python -m pytest -m browser $(ARGS)
+	@test -d $(VENV)/viewer || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --target $(VENV)/viewer -r requirements-viewer.lock
+	@MEDTL_TEST_BROWSER=1 PYTHONPATH=$(VENV)/pdf:$(VENV)/viewer $(BIN)/python -m pytest -m browser $(ARGS)
 
 lint: $(READY)   ## format, style, types
 	@$(BIN)/ruff format --check .
@@ -51,12 +53,12 @@ format: $(READY) ## write the format and the safe fixes
 	@$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## every benchmark beside its peers (ARGS=--json for figures)
-	@for file in $$(ls benchmarks/*.py | grep -v -e _peers -e results -e views); do $(BIN)/python $$file $(ARGS) || exit 1; done
+	@for file in $$(ls benchmarks/*.py | grep -v -e _peers -e pretraining -e results -e views); do $(BIN)/python $$file $(ARGS) || exit 1; done
 
 docs: $(READY)   ## write docs/config.md from the config's sections
 	@$(BIN)/python -c 'from pathlib import Path; from pipelines.look import config_reference; Path("docs/config.md").write_text(config_reference())'
 
-lock: $(READY)   ## renew the four locks from pyproject.toml
+lock: $(READY)   ## renew the five locks from pyproject.toml
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile pyproject.toml --upgrade --extra pacs --extra masks --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock
@@ -71,6 +73,9 @@ lock: $(READY)   ## renew the four locks from pyproject.toml
 	@# what writes PDFs; apart, because it needs pango, which not every machine has
 	@echo weasyprint | $(BIN)/uv pip compile - -c requirements-dev.lock --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --quiet -o requirements-pdf.lock
+	@# what carries NiiVue; alone, because its script is read and nothing of it is run
+	@echo 'ipyniivue>=2.4.4,<3' | $(BIN)/uv pip compile - --no-deps --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate --quiet -o requirements-viewer.lock
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -197,6 +197,9 @@ class ScansConfig(Section):
         return self
 
 
+MaskValue = Annotated[int, Field(ge=1, le=65_535)]
+
+
 class LabelsConfig(Section):
     """The label table and the names of its columns (medtl/studies/labels.py)."""
 
@@ -225,7 +228,7 @@ class LabelsConfig(Section):
     field: str | None = Field(
         None, description="segmentation: column that holds the path of a mask outside of which nothing counts"
     )
-    structures: Mapping[Name, Annotated[int, Field(ge=1, le=65_535)] | tuple[Annotated[int, Field(ge=1)], ...]] = Field(
+    structures: Mapping[Name, MaskValue | tuple[MaskValue, ...]] = Field(
         default_factory=dict,
         description="segmentation: name of each structure and its value in the masks; [1, 2]: a region of several",
     )
@@ -243,8 +246,9 @@ class LabelsConfig(Section):
         if self.mask is None and (self.field is not None or self.ignore is not None):
             raise ValueError("field and ignore are of masks: name the column mask too")
         values = {v for one in self.structures.values() for v in ((one,) if isinstance(one, int) else one)}
-        if self.ignore in values or any(one == () for one in self.structures.values()):
-            raise ValueError("a structure has a value of its own or several, and none of them is ignore")
+        several = [one for one in self.structures.values() if not isinstance(one, int)]
+        if self.ignore in values or any(one == () or len(set(one)) < len(one) for one in several):
+            raise ValueError("a structure has a value of its own or several different ones, and none of them is ignore")
         return self
 
 
@@ -508,6 +512,16 @@ class InferenceConfig(Section):
     )
 
 
+class ReconstructConfig(Section):
+    """Pre-training without labels, `medtl pretrain`: what is hidden, and for how long (medtl/model/reconstruct.py)."""
+
+    hidden: float = Field(0.75, gt=0, lt=1, description="share of a patch's blocks that are hidden")
+    blocks: int = Field(6, ge=2, le=64, description="along each side of a patch; a block is 4 voxels wide at least")
+    loss: Literal["l2", "l1"] = Field("l2", description="of hidden voxels: squared or absolute difference")
+    epochs: int = Field(100, ge=1, le=100_000)
+    lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate; everything learns, from nothing")
+
+
 class ModelConfig(Section):
     """The network, its weights and its phases (medtl/model)."""
 
@@ -527,6 +541,7 @@ class ModelConfig(Section):
     cache: CacheConfig = CacheConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
     inference: InferenceConfig = InferenceConfig()
+    reconstruct: ReconstructConfig = ReconstructConfig()
     monitor: Literal["auroc", "average_precision", "balanced_accuracy", "loss"] = Field(
         "auroc", description="validation metric that chooses the best epoch and phase"
     )
@@ -661,6 +676,9 @@ class MasksConfig(Section):
     components: Literal["auto", "all", "largest"] = Field(
         "auto", description="what is kept of each structure; auto: the largest part alone where validation is better"
     )
+    holes: Literal["auto", "keep", "fill"] = Field(
+        "auto", description="what becomes of holes in each structure; auto: filled where validation is better"
+    )
     fail_below: Fraction = Field(0.7, description="Dice below which a mask counts as failed, and is to be flagged")
 
 
@@ -760,6 +778,19 @@ class Config(Section):
     report: ReportConfig = ReportConfig()
     registry: RegistryConfig = RegistryConfig()
     audit: AuditConfig = AuditConfig()
+
+    @model_validator(mode="after")
+    def _what_is_for_diagnosis_is_not_asked_of_masks(self) -> Self:
+        promotion = self.registry.promotion
+        asked = {
+            "dataset.folds.repeats": self.dataset.folds.repeats > 1,
+            "registry.promotion.incumbent": promotion.incumbent is not None,
+            "registry.promotion.subgroup_floor": promotion.subgroup_floor is not None,
+        }
+        wrong = [name for name, is_set in asked.items() if self.segments and is_set]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: for diagnosis only. Leave it out, and gate masks by their metrics")
+        return self
 
     @model_validator(mode="after")
     def _empty_masks_are_read(self) -> Self:

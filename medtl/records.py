@@ -450,7 +450,7 @@ class MaskResult:
 
 @dataclass(frozen=True, slots=True)
 class ComponentChoice:
-    """What is kept of one structure's separate parts, chosen on validation."""
+    """What is kept of one structure's separate parts, and whether holes of these are then filled; by validation."""
 
     structure: str
     keep: Literal["all", "largest"]
@@ -458,6 +458,10 @@ class ComponentChoice:
     dice_all: float | None  # mean on validation
     dice_largest: float | None
     studies: int
+    fill: bool = False
+    fill_reason: str = ""
+    dice_open: float | None = None  # mean on validation of what is kept
+    dice_filled: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from medtl.artifacts import file_digest
 from medtl.audit import AuditLog
 from medtl.config import Config
-from medtl.errors import ScanError
+from medtl.errors import ModelError, ScanError
 from medtl.progress import advance
 from medtl.records import AnyArray, Artifact, Exclusion, MaskQuality, Scan
 from pipelines import segmenting, steps
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from medtl.scans.sources import SourceFile
 
 TABLE = "predictions.csv"
-_DOUBTED = "the mask may be wrong: a low Dice is foretold"
+_DOUBTED = "the mask may be wrong: a low Dice is foretold, or none can be"
 _NOTHING = "nothing was found"
 
 
@@ -35,6 +33,7 @@ class _Source:
 
     files: tuple[SourceFile, ...]
     names: tuple[str, ...]
+    shown: bool  # whether what is written may say whose it is
 
 
 def apply_segmentation(config: Config, scans: Artifact, request: Request, entry: Entry, folder: Path) -> dict[str, Any]:
@@ -60,11 +59,17 @@ def apply_segmentation(config: Config, scans: Artifact, request: Request, entry:
     out = request.out or Path(f"predictions-{release}")
     drawn: list[Drawn] = []
     written: list[Path] = []
+    failed: list[tuple[Exclusion, str]] = []
     for number, scan in enumerate(fitting, 1):
-        predicted = network(read(scan), scan)
-        codes = segmenting.cleaned(predicted.codes, network.plan, components)
-        source = _Source(made_of.get(scan.scan_id, ()), tuple(names[scan.scan_id]))
-        one, paths = _write(config, out, scan, codes, network, source, release, _doubts(quality, predicted.doubts))
+        source = _Source(made_of.get(scan.scan_id, ()), tuple(names[scan.scan_id]), request.names)
+        try:
+            predicted = network(read(scan), scan)
+            codes = segmenting.cleaned(predicted.codes, network.plan, components)
+            one, paths = _write(config, out, scan, codes, network, source, release, _doubts(quality, predicted.doubts))
+        except (ScanError, ModelError) as error:  # one scan's trouble is not the others'
+            code = error.code if isinstance(error, ScanError) else "not_predicted"
+            failed += [(Exclusion(scan.scan_id[:16], "delivery", code, str(error)), name) for name in source.names]
+            continue
         drawn.append(one)
         written += paths
         advance("segmenting scans", number, len(fitting))
@@ -74,7 +79,7 @@ def apply_segmentation(config: Config, scans: Artifact, request: Request, entry:
         if why is not None
         for name in names[scan.scan_id]
     ]
-    excluded = [*left_out(config, scans, files), *unfit]
+    excluded = [*left_out(config, scans, files), *unfit, *failed]
     columns, rows = volumes_table(drawn, excluded, request.names)
     table = out / TABLE
     write_table(table, columns, rows)
@@ -108,17 +113,29 @@ def _write(
     release: str,
     doubts: Sequence[str],
 ) -> tuple[Drawn, list[Path]]:
-    """Write one mask in every form that its scan allows: NIfTI of a volume, PNG of an image, SEG of DICOM."""
-    from medtl.delivery.io import write_file, write_mask_nifti
-    from medtl.delivery.masks import Drawn, labels_of, mask_png, volumes
+    """Write one mask in every form that its scan allows: NIfTI of a volume, PNG of an image, SEG of DICOM.
 
-    name, labels = scan.scan_id[:16], labels_of(codes, network.plan)
-    paths = [out / (f"{name}.nii.gz" if scan.is_volume else f"{name}.png")]
-    if scan.affine is not None:
-        write_mask_nifti(paths[0], labels, scan.affine)
+    Regions that share voxels are a file each: one map of values could not hold them.
+    """
+    from medtl.dataset.restore import codes_to_values
+    from medtl.delivery.io import write_file, write_mask_nifti
+    from medtl.delivery.masks import Drawn, mask_png, volumes
+
+    name, ending = scan.scan_id[:16], "nii.gz" if scan.is_volume else "png"
+    values = codes_to_values(codes, network.plan)
+    if isinstance(values, list):
+        maps = {f"{name}-{number}.{ending}": region for number, region in enumerate(values, 1)}
     else:
-        write_file(paths[0], mask_png(labels))
-    if scan.source == "dicom":
+        maps = {f"{name}.{ending}": values}
+    paths = [out / file for file in maps]
+    for path, labels in zip(paths, maps.values(), strict=True):
+        if scan.affine is not None:
+            write_mask_nifti(path, labels, scan.affine)
+        else:
+            write_file(path, mask_png(labels))
+    if scan.source == "dicom" and not source.shown:
+        doubts = (*doubts, "no DICOM SEG: it would name the patient")
+    elif scan.source == "dicom":
         try:
             write_file(out / f"{name}.dcm", _seg(config, scan, codes, network, source, release))
             paths.append(out / f"{name}.dcm")
@@ -127,7 +144,7 @@ def _write(
     found = volumes(codes, network.plan, scan.affine)
     if not any(one.voxels for one in found):
         doubts = (*doubts, _NOTHING)
-    return Drawn(scan.scan_id, source.names, paths[0].name, found, tuple(doubts)), paths
+    return Drawn(scan.scan_id, source.names, " ".join(maps), found, tuple(doubts)), paths
 
 
 def _seg(
@@ -141,8 +158,6 @@ def _seg(
 
 
 def _doubts(quality: MaskQuality, said: Mapping[str, float | None]) -> tuple[str, ...]:
-    from medtl.evaluation.masks import foretell
+    from medtl.evaluation.quality import foretell, is_flagged
 
-    numbers = {name: np.nan if value is None else value for name, value in said.items()}
-    (dice,) = foretell(quality, [numbers])
-    return (_DOUBTED,) if np.isfinite(dice) and dice < quality.fail_below else ()
+    return (_DOUBTED,) if is_flagged(quality, foretell(quality, [said]))[0] else ()

@@ -144,6 +144,44 @@ def train(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None
 
 
 @app.command(group=_RUNS)
+def pretrain(
+    config: ConfigFile,
+    *,
+    into: Annotated[str, Parameter(help="name that the weights get in the vault")],
+    licence: Annotated[str | None, Parameter(help="under which the scans allow their use; repeated in reports")] = None,
+    citation: Annotated[str | None, Parameter(help="whose scans they are; repeated in reports")] = None,
+    set_: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Learn from scans without labels: hide blocks of them, learn to fill them in, keep the weights in the vault.
+
+    For a segmentation that has no weights to start from. The scans are a folder's (studies.labels.table: null), those
+    that a table names (studies.labels.label: []), or the training part of a labelled study, by its own config. How long
+    and how: model.reconstruct. Then, with the same dataset.grid:
+
+      medtl run CONFIG --set model.weights=vault:NAME --set model.segmenter.network=dynunet
+
+    (encoder_unet, where that was pre-trained; model.vault names a vault that several workspaces share). The images are
+    listed beside the weights: a run that starts from them keeps them out of its test part.
+    """
+    from medtl.model.vault import check_name
+
+    settings = load(config, set_)
+    check_name(into)
+    summary = _flow(settings, "reconstruct", into, licence, citation)
+    use = f"model.weights=vault:{into} model.segmenter.network={summary['network']}"
+    rows = [
+        ("use them with", use),
+        ("vault", summary["folder"]),
+        ("scans", f"{summary['scans']} of {summary['patients']} patients"),
+        ("network", f"{summary['network']}, {summary['parameters'] / 1e6:.1f} M parameters"),
+        ("patch", " x ".join(map(str, summary["patch"]))),
+        ("explained of what was hidden, held out", number(summary["explained"])),
+    ]
+    show_table(summary, json_, f"Pre-training: {into}", ("what", "value"), rows)
+
+
+@app.command(group=_RUNS)
 def study(
     config: ConfigFile,
     *,
@@ -207,6 +245,8 @@ def crossval(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> N
         headline = next(iter(one["values"]))
         name = f"{'without ' if summary['by'] == 'site' else 'fold '}{one['fold']}{again}: {headline}"
         rows.append((name, number(one["values"][headline]), "", ""))
+    for metric, found in summary.get("difference", {}).items():
+        rows.append((f"{metric}, with weights - without", *(number(found[key]) for key in ("value", "low", "high"))))
     show_table(summary, json_, "Folds, 95 % intervals over patients", _METRIC_COLUMNS, rows)
     if not json_:
         print(f"report  {summary['report']}")
@@ -228,7 +268,9 @@ def predict(
     config: ConfigFile,
     *,
     scans: Annotated[Path, Parameter(help="folder (or file) of new scans")],
-    out: Annotated[Path | None, Parameter(help="CSV to write; default: predictions-RELEASE.csv in this folder")] = None,
+    out: Annotated[
+        Path | None, Parameter(help="CSV to write, of a segmentation a folder; default: predictions-RELEASE(.csv) here")
+    ] = None,
     release: Annotated[str | None, Parameter(help="release to use; default: the newest validated one")] = None,
     allow_candidate: Annotated[
         bool, Parameter(help="also use a release that no gate has validated", negative="")
@@ -240,7 +282,8 @@ def predict(
     """Apply a release to new scans, with its own plan and operating point; write a table.
 
     The table names files, because somebody has to act on it: it is written where you say, readable by you alone, and
-    nothing of it is kept in the workspace. --pseudonymous leaves the names out.
+    nothing of it is kept in the workspace. --pseudonymous leaves the names out. A segmentation writes a folder: the
+    table, and a mask for each scan on its own voxels (NIfTI, PNG; of DICOM also SEG).
     """
     from pipelines.apply import Request
 
@@ -426,8 +469,10 @@ def _show_run(summary: dict[str, Any], as_json: bool) -> None:
         split = ", ".join(f"{part} {count}" for part, count in summary["split"].items())
         rows = _metric_rows(summary)
         if "difference" in summary:
-            rows.append(("auroc from scratch", *(number(v) for v in summary["scratch"]["auroc"].values())))
-            rows.append(("auroc, transfer - scratch", *(number(v) for v in summary["difference"]["auroc"].values())))
+            ((metric, scratch),) = summary["scratch"].items()
+            difference = summary["difference"][metric]
+            rows.append((f"{metric} from scratch", *(number(v) for v in scratch.values())))
+            rows.append((f"{metric}, transfer - scratch", *(number(v) for v in difference.values())))
         table(f"{summary['name']}: test part, 95 % intervals over patients ({split})", _METRIC_COLUMNS, rows)
         how = "nothing recomputed" if summary["reused"] else "computed"
         print(f"release {summary['release']}: {summary['status']} ({how}, {summary['seconds']:.1f} s)")

@@ -24,13 +24,17 @@ async def crossval(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     scans = await tasks.ingest_scans(config)
     cohort = await tasks.build_cohort(config, scans)
-    found = []
+    found, scratch = [], []
     for name, repeat, split in await tasks.split_into_folds(config, cohort):
         prepared = await packed(config, scans, cohort, split)
         found.append(pooling.Tested(name, repeat, await _tested(config, prepared), prepared))
+        if config.segments and config.model.scratch:
+            scratch.append(await measure_masks(config, prepared, "reference", scratch=True))
     pool = tasks.pool_mask_folds if config.segments else tasks.pool_folds
     pooled = await pool(config, cohort, found)
-    page, figures = await tasks.write_folds(config, cohort, pooled, found)
+    own = [one.trained for one in found if isinstance(one.trained, Segmented)]
+    comparison = await tasks.compare_masks(config, own, scratch) if scratch else None
+    page, figures = await tasks.write_folds(config, cohort, pooled, found, comparison)
     return {**figures, "report": str(page), "seconds": round(time.perf_counter() - started, 2)}
 
 

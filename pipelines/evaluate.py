@@ -36,9 +36,9 @@ async def measured(config: Config, prepared: Prepared, split: Artifact, checkpoi
     return Trained(checkpoint, calibrator, test, told_val, told_test, evaluation)
 
 
-async def measure_masks(config: Config, prepared: Prepared, purpose: str = "model") -> Segmented:
+async def measure_masks(config: Config, prepared: Prepared, purpose: str = "model", scratch: bool = False) -> Segmented:
     """Train one segmentation, choose on validation how masks are cleaned, open the test part, measure."""
-    checkpoint = await fit(config, prepared)
+    checkpoint = await fit(config, prepared, scratch)
     val = await tasks.predict_masks(config, prepared, checkpoint, "val")
     test = await tasks.predict_masks(config, prepared, checkpoint, "test", purpose)
     return Segmented(checkpoint, val, test, await tasks.evaluate_masks(config, prepared, val, test))

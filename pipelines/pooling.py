@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medtl.artifacts import Store, code_digest, storage_errors, write_bytes, write_json
+from medtl.artifacts import Store, code_digest, digest_of, storage_errors, write_bytes, write_json
 from medtl.audit import AuditedStore, AuditLog
 from medtl.config import Config
 from medtl.records import Artifact
@@ -53,9 +53,12 @@ def pool_folds(config: Config, cohort: Artifact, found: list[Tested]) -> Artifac
     return AuditedStore(config.workspace).make("evaluation", inputs, build)
 
 
-def write_folds(config: Config, cohort: Artifact, pooled: Artifact, found: list[Tested]) -> tuple[Path, dict[str, Any]]:
+def write_folds(
+    config: Config, cohort: Artifact, pooled: Artifact, found: list[Tested], comparison: Artifact | None = None
+) -> tuple[Path, dict[str, Any]]:
     """Write the page about the folds, and its figures for machines beside it."""
-    from medtl.evaluation.io import read_evaluation
+    from medtl.evaluation.io import read_comparison, read_evaluation
+    from medtl.model.io import read_checkpoint
     from medtl.report.folds import Design, render
     from medtl.studies.io import read_cohort
 
@@ -63,24 +66,29 @@ def write_folds(config: Config, cohort: Artifact, pooled: Artifact, found: list[
     design = Design(
         by=config.dataset.folds.by,
         title=config.report.title or config.name,
-        backbone=config.model.segmenter.network if config.segments else config.model.backbone,
+        backbone=read_checkpoint(found[0].trained.checkpoint.path).backbone,
         weights=Path(config.model.weights).name,
         studies=len(known.studies),
         patients=len({study.patient for study in known.studies}),
         patients_known=known.patients_known,
         limits=config.report.limits,
+        comparison=read_comparison(comparison.path) if comparison else None,
     )
-    figures = {
+    figures: dict[str, Any] = {
         "name": config.name,
         "metrics": {name: asdict(score) for name, score in evaluation.metrics.items()},
         "folds": [asdict(one) for one in evaluation.folds],
         "by": config.dataset.folds.by,
         "artifact": pooled.digest,
     }
+    if design.comparison is not None:
+        figures["difference"] = {design.comparison.metric: asdict(design.comparison.difference)}
+        figures["scratch"] = {design.comparison.metric: asdict(design.comparison.reference_score)}
     folder = Store(config.workspace).workspace / "reports"
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
-    path = folder / f"{config.name}-folds-{pooled.digest[:12]}.html"
+    shown = digest_of([pooled.digest, comparison.digest]) if comparison else pooled.digest
+    path = folder / f"{config.name}-folds-{shown[:12]}.html"
     write_bytes(path, render(evaluation, design).encode())
     write_json(path.with_suffix(".json"), figures)
     AuditLog(config.workspace).note_files("report.published", pooled.digest, [path, path.with_suffix(".json")])

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pipelines.steps import (
 from pipelines.training import LIBRARIES, vault_folder, versions
 
 log = logging.getLogger("medtl")
+EXTRAS = ("weasyprint", "ipyniivue")  # where they are installed, a report has a PDF and a viewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,8 @@ def run_key(config: Config, inputs: Inputs) -> str:
     own = ("steps.py", "examination.py", "explanations.py", "training.py", "results.py", "run.py", "incumbent.py",
            "segmenting.py")  # fmt: skip
     code = [code_digest(*rooms), *(file_digest(Path(__file__).parent / name) for name in own)]
-    return digest_of([asdict(inputs), settings, threads, code, versions(*LIBRARIES), _live(config)])
+    extras = [find_spec(name) is not None for name in EXTRAS]
+    return digest_of([asdict(inputs), settings, threads, code, versions(*LIBRARIES), extras, _live(config)])
 
 
 def _live(config: Config) -> str | None:
@@ -193,8 +196,10 @@ def summarise(
     if comparison is not None:
         found = read_comparison(comparison.path)
         reference, difference = found.reference_score, found.difference
-        summary["scratch"] = {"auroc": {"value": reference.value, "low": reference.low, "high": reference.high}}
-        summary["difference"] = {"auroc": {"value": difference.value, "low": difference.low, "high": difference.high}}
+        summary["scratch"] = {found.metric: {"value": reference.value, "low": reference.low, "high": reference.high}}
+        summary["difference"] = {
+            found.metric: {"value": difference.value, "low": difference.low, "high": difference.high}
+        }
     return summary
 
 
@@ -293,14 +298,18 @@ def summarise_evaluation(trained: Trained | Segmented) -> dict[str, Any]:
 
 
 def artifacts_of(
-    prepared: Prepared, trained: Trained | Segmented, scratch: Trained | None, comparison: Artifact | None
+    prepared: Prepared,
+    trained: Trained | Segmented,
+    scratch: Trained | Segmented | None,
+    comparison: Artifact | None,
 ) -> tuple[Artifact, ...]:
     """List every artifact behind a run."""
-    found = [prepared.scans, prepared.cohort, prepared.split, prepared.plan, prepared.pack]
-    if isinstance(trained, Segmented):
-        return (*found, trained.checkpoint, trained.val, trained.test, trained.evaluation)
     models = [trained] + ([scratch] if scratch else [])
+    found = [prepared.scans, prepared.cohort, prepared.split, prepared.plan, prepared.pack]
     for model in models:
+        if isinstance(model, Segmented):
+            found += [model.checkpoint, model.val, model.test, model.evaluation]
+            continue
         found += [model.checkpoint, model.calibrator, model.val, model.test, model.evaluation]
         found += [one for one in (model.examination, model.explanations) if one is not None]
     return tuple(found + ([comparison] if comparison else []))

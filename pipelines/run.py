@@ -50,11 +50,13 @@ async def run(config: Config) -> dict[str, Any]:
 async def _segment(config: Config, prepared: Prepared, key: str, started: float) -> dict[str, Any]:
     """Go the second half of the way for a segmentation."""
     segmented = await measure_masks(config, prepared)
+    scratch = await measure_masks(config, prepared, "reference", scratch=True) if config.model.scratch else None
+    comparison = await tasks.compare_masks(config, [segmented], [scratch]) if scratch else None
     artifact, release = await tasks.release_masks(config, prepared, segmented)
     resources = {"seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}
-    report, page = await tasks.report_masks(config, prepared, segmented, release, resources)
-    summary = results.summarise(config, prepared, segmented, None, release, page)
-    found = (*results.artifacts_of(prepared, segmented, None, None), artifact, report)
+    report, page = await tasks.report_masks(config, prepared, segmented, scratch, comparison, release, resources)
+    summary = results.summarise(config, prepared, segmented, comparison, release, page)
+    found = (*results.artifacts_of(prepared, segmented, scratch, comparison), artifact, report)
     results.remember_run(config, key, found, summary)
     return {**summary, "reused": False, **resources}
 

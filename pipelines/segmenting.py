@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from medtl.artifacts import (
 )
 from medtl.audit import AuditedStore
 from medtl.config import Config
+from medtl.errors import PlanError
 from medtl.progress import advance
 from medtl.records import (
     AnyArray,
@@ -44,14 +46,14 @@ from pipelines import steps, training
 from pipelines.prepared import Prepared, Segmented
 
 if TYPE_CHECKING:
-    from medtl.evaluation.masks import PixelRanks
+    from medtl.evaluation.pixels import PixelRanks
+    from medtl.model.cache import Precision
     from medtl.model.inference import Doubt
     from medtl.model.segmenter import SegmenterNetwork
     from medtl.report.masks import MaskCase
     from pipelines.pooling import Tested
 
 log = logging.getLogger("medtl")
-QUALITY_METRICS = ("dice_foretold_error", "flagged", "failures_flagged")
 _BEST = 2  # of the cases that are shown
 _TOLD = "told.json"  # beside predicted masks: what the network says of itself
 _RESAMPLES = 1000  # of the judge between phases
@@ -60,13 +62,17 @@ _RESAMPLES = 1000  # of the judge between phases
 def plan_grid(config: Config, scans: Artifact, cohort: Artifact, split: Artifact) -> Artifact:
     """Training part -> grid, intensity, patch and depth of the network."""
     from medtl.dataset import grid, io
+    from medtl.model.segmenter import least_multiple
     from medtl.scans.segments import PixelStore
     from medtl.studies.io import read_cohort
 
+    multiple = least_multiple(config.model)
     inputs = {
         "scans": scans.digest,
+        "cohort": cohort.digest,  # what the structures are, and which masks show them
         "split": split.digest,
         "config": config.dataset.grid.model_dump(mode="json"),
+        "multiple": multiple,
         "code": code_digest("dataset"),
     }
 
@@ -76,7 +82,9 @@ def plan_grid(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
         chosen = [study for study in known.studies if study.study_id in training_part]
         images, masks = [by_id[s.scan_id] for s in chosen], [_mask_of(s, by_id) for s in chosen]
         read = PixelStore(steps.pixel_folder(config))
-        plan = grid.make_grid_plan(images, masks, read, known.structures, known.ignore, config.dataset.grid)
+        plan = grid.make_grid_plan(
+            images, masks, read, known.structures, known.ignore, config.dataset.grid, (multiple,)
+        )
         io.write_grid(folder, plan)
 
     return AuditedStore(config.workspace).make("plan", inputs, build)
@@ -90,11 +98,23 @@ def pack_volumes(config: Config, scans: Artifact, cohort: Artifact, plan: Artifa
 
     how = io.read_grid(plan.path)
     decided = {name: value for name, value in asdict(how).items() if name not in ("facts", "reasons")}
-    inputs = {"scans": scans.digest, "cohort": cohort.digest, "plan": decided, "code": code_digest("dataset")}
+    inputs = {
+        "scans": scans.digest,
+        "cohort": cohort.digest,
+        "plan": decided,
+        "code": [code_digest("dataset"), file_digest(Path(__file__))],
+    }
 
     def build(folder: Path) -> None:
         known, by_id = read_cohort(cohort.path), _by_id(scans)
         read = PixelStore(steps.pixel_folder(config))
+
+        wrong = [why for study in known.studies if (why := grid.misfit(by_id[study.scan_id], how)) is not None]
+        if wrong:
+            raise PlanError(
+                f"{len(wrong)} of {len(known.studies)} scans do not fit the plan, the first: {wrong[0]}. Take them out "
+                "of the label table, or normalise each by itself: --set dataset.grid.intensity=zscore"
+            )
 
         def items() -> Iterator[tuple[str, FloatArray, AnyArray]]:
             for study in known.studies:
@@ -106,11 +126,21 @@ def pack_volumes(config: Config, scans: Artifact, cohort: Artifact, plan: Artifa
     return AuditedStore(config.workspace).make("pack", inputs, build)
 
 
-def fit_masks(config: Config, prepared: Prepared) -> Artifact:
+def from_scratch(config: Config) -> Config:
+    """Give the config of the same network without weights."""
+    from medtl.model.segmenter import choose
+
+    model = training.scratch_model(config.model)
+    named = model.segmenter.model_copy(update={"network": choose(config.model)})  # not what "auto" is without weights
+    return config.model_copy(update={"model": model.model_copy(update={"segmenter": named})})
+
+
+def fit_masks(config: Config, prepared: Prepared, scratch: bool = False) -> Artifact:
     """Packed volumes -> checkpoint, phase by phase; goes on where an interrupted run was."""
     from medtl.model import fit, io
     from medtl.model.vault import Vault, resolve_weights
 
+    config = from_scratch(config) if scratch else config
     model = config.model
     weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
     device = fit.device_of(model)
@@ -138,7 +168,7 @@ def fit_masks(config: Config, prepared: Prepared) -> Artifact:
     saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
     job = training.Job(
         config, prepared.cohort.path, prepared.split.path, prepared.plan.path, prepared.pack.path,
-        prepared.pack.digest, saver.path.parent, "training", threads,
+        prepared.pack.digest, saver.path.parent, "training from scratch" if scratch else "training", threads,
     )  # fmt: skip
     return steps.trained_by(config, job, saver, inputs)
 
@@ -228,11 +258,10 @@ def predict_masks(
         "split": prepared.split.digest,
         "plan": prepared.plan.digest,
         "part": part,
-        "config": config.model.inference.model_dump(mode="json"),
-        "code": code_digest("model", "dataset"),
+        "code": [code_digest("model", "dataset"), file_digest(Path(__file__))],
     }
     if part == "test":
-        steps.open_test(config, prepared.cohort, prepared.split, checkpoint, inputs, purpose)
+        steps.open_test(config, prepared.cohort, prepared.split, checkpoint, inputs, purpose, "masks")
 
     def build(folder: Path) -> None:
         known, by_id = read_cohort(prepared.cohort.path), _by_id(prepared.scans)
@@ -241,21 +270,30 @@ def predict_masks(
         network = Segmenter(config, checkpoint.path, prepared.plan.path)
         read, said = PixelStore(steps.pixel_folder(config)), {}
         for number, study in enumerate(studies, 1):
-            scan = by_id[study.scan_id]
-            predicted = network(read(scan), scan)
-            save_array(folder / f"{study.study_id}.npy", predicted.codes)
-            if predicted.probabilities is not None:
-                save_array(folder / f"{study.study_id}.probabilities.npy", predicted.probabilities)
-            said[study.study_id] = dict(predicted.doubts)
+            kept = unfinished / f"{study.study_id}.json"  # written last: what is there is whole
+            if not kept.is_file():
+                scan = by_id[study.scan_id]
+                predicted = network(read(scan), scan)
+                save_array(unfinished / f"{study.study_id}.npy", predicted.codes)
+                if predicted.probabilities is not None:
+                    save_array(unfinished / f"{study.study_id}.probabilities.npy", predicted.probabilities)
+                write_record(kept, dict(predicted.doubts))
+            said[study.study_id] = read_record(kept, dict[str, float | None])
             advance(f"segmenting, {part}", number, len(studies))
+        for path in sorted(unfinished.glob("*.npy")):
+            shutil.copyfile(path, folder / path.name)  # a kill here must leave what was computed
         write_record(folder / _TOLD, said)
 
-    return AuditedStore(config.workspace).make("masks", inputs, build)
+    store = AuditedStore(config.workspace)
+    unfinished = store.scratch(f"masks-{digest_of(inputs)[:24]}")
+    made = store.make("masks", inputs, build)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return made
 
 
 def evaluate_masks(config: Config, prepared: Prepared, val: Artifact, test: Artifact) -> Artifact:
     """Predicted masks -> what is kept of them and how Dice is foretold, from validation; then the test part."""
-    from medtl.evaluation import io, masks
+    from medtl.evaluation import io, masks, quality
 
     inputs = {
         "cohort": prepared.cohort.digest,
@@ -269,20 +307,22 @@ def evaluate_masks(config: Config, prepared: Prepared, val: Artifact, test: Arti
     }
 
     def build(folder: Path) -> None:
-        material = _Masks(config, prepared)
+        material, asked = _Masks(config, prepared), config.evaluation.masks
         whole, largest = (material.dice_of(val, choice) for choice in (None, material.largest))
-        components = masks.choose_components(whole, largest, material.cohort.classes, config.evaluation.masks)
+        components = masks.choose_components(whole, largest, material.cohort.classes, asked)
+        filled = [replace(choice, fill=True) for choice in components]
+        kept = [material.dice_of(val, some) for some in (components, filled)]
+        components = masks.choose_holes(components, kept[0], kept[1], asked)
         io.write_components(folder, components)
         learned = material.measured(val, components)
-        quality = masks.fit_quality(*material.foretold_from(val, learned), config.evaluation.masks, config.seed)
-        io.write_quality(folder, quality)
+        rule = quality.fit_quality(*material.foretold_from(val, learned), asked, config.seed)
+        io.write_quality(folder, rule)
         results = material.measured(test, components)
         io.write_mask_results(folder, results)
         evaluation = masks.assess_masks(results, config.evaluation, config.seed, material.unit, material.pixels(test))
         doubts, dice, ids, people = material.foretold_from(test, results)
-        told = masks.quality_scores(
-            quality, masks.foretell(quality, doubts), dice, ids, people, config.evaluation.uncertainty, config.seed
-        )
+        foretold = quality.foretell(rule, doubts)
+        told = quality.quality_scores(rule, foretold, dice, ids, people, config.evaluation.uncertainty, config.seed)
         io.write_evaluation(folder, replace(evaluation, scores=(*evaluation.scores, *told)))
 
     return AuditedStore(config.workspace).make("evaluation", inputs, build)
@@ -349,11 +389,11 @@ class _Masks:
 
     def foretold_from(
         self, part: Artifact, results: Sequence[MaskResult]
-    ) -> tuple[list[dict[str, float]], FloatArray, list[str], list[str]]:
+    ) -> tuple[list[dict[str, float | None]], FloatArray, list[str], list[str]]:
         """Give what the network said of itself, the mean Dice, identifiers and patients, study by study."""
         told = read_record(part.path / _TOLD, dict[str, dict[str, float | None]])
         studies = self.studies(part)
-        doubts = [{name: np.nan if v is None else v for name, v in told[s.study_id].items()} for s in studies]
+        doubts = [told[study.study_id] for study in studies]
         by_study: dict[str, list[float]] = {study.study_id: [] for study in studies}
         for one in results:
             if (dice := one.values["dice"]) is not None:
@@ -364,7 +404,7 @@ class _Masks:
     def pixels(self, part: Artifact) -> dict[str, list[PixelRanks]] | None:
         """Rank the pixels of images, structure by structure; volumes have too many to keep."""
         from medtl.dataset.grid import IGNORED, shown
-        from medtl.evaluation.masks import pixel_ranks
+        from medtl.evaluation.pixels import pixel_ranks
 
         if self.plan.axis is not None:
             return None
@@ -386,8 +426,9 @@ class _Masks:
         components: Sequence[ComponentChoice],
         chosen: Sequence[str],
     ) -> tuple[MaskCase, ...]:
-        """Draw some studies, given from the worst to the best."""
-        from medtl.dataset.transforms import oriented
+        """Draw some studies, given from the worst to the best; pack volumes for the viewer where it is installed."""
+        from medtl.dataset.transforms import meaning, oriented
+        from medtl.report import viewer
         from medtl.report.masks import MaskCase, pictures
 
         studies = {study.study_id: study for study in self.cohort.studies}
@@ -396,9 +437,11 @@ class _Masks:
             study = studies[study_id]
             scan = self.by_id[study.scan_id]
             arrays = [_from_0_to_1(self.read(scan)), self.truth(study), self.predicted(part, study, components)]
-            spacing = _spacing(scan)
+            spacing, viewed = _spacing(scan), None
             if self.plan.axis is not None:
                 assert scan.affine is not None
+                if viewer.is_installed():
+                    viewed = viewer.view(meaning(self.read(scan), scan), arrays[1], arrays[2], np.array(scan.affine))
                 turned = [oriented(array, scan.affine, self.plan.axis) for array in arrays]
                 arrays, spacing = [array for array, _ in turned], turned[0][1]
             drawn = pictures(
@@ -406,7 +449,7 @@ class _Masks:
                 self.plan.axis,
             )  # fmt: skip
             own = tuple(one for one in results if one.study_id == study_id)
-            found.append(MaskCase(place < len(chosen) - _BEST, own, drawn))
+            found.append(MaskCase(place < len(chosen) - _BEST, own, drawn, viewed))
         return tuple(found)
 
 
@@ -419,11 +462,13 @@ def _from_0_to_1(pixels: AnyArray) -> FloatArray:
 
 
 def cleaned(codes: AnyArray, plan: GridPlan, components: Sequence[ComponentChoice]) -> AnyArray:
-    """Keep of each structure what validation chose to keep."""
-    from medtl.dataset.restore import keep_largest
+    """Keep of each structure what validation chose to keep, and fill its holes where validation chose to."""
+    from medtl.dataset.restore import fill_holes, keep_largest
 
-    chosen = [place for place, choice in enumerate(components) if choice.keep == "largest"]
-    return keep_largest(codes, plan, chosen) if chosen else codes
+    kept = [place for place, choice in enumerate(components) if choice.keep == "largest"]
+    filled = [place for place, choice in enumerate(components) if choice.fill]
+    codes = keep_largest(codes, plan, kept) if kept else codes
+    return fill_holes(codes, plan, filled) if filled else codes
 
 
 def pool_mask_folds(config: Config, cohort: Artifact, found: Sequence[Tested]) -> Artifact:
@@ -435,11 +480,11 @@ def pool_mask_folds(config: Config, cohort: Artifact, found: Sequence[Tested]) -
         "folds": [[one.name, one.repeat, one.trained.evaluation.digest] for one in found],
         "config": config.evaluation.model_dump(mode="json"),
         "seed": config.seed,
-        "code": code_digest("evaluation"),
+        "code": [code_digest("evaluation"), file_digest(Path(__file__))],
     }
 
     def build(folder: Path) -> None:
-        results = {_fold_name(one): io.read_mask_results(one.trained.evaluation.path) for one in found}
+        results = {one.name: io.read_mask_results(one.trained.evaluation.path) for one in found}
         ranks: dict[str, list[PixelRanks]] = {}
         unit: Literal["mm", "pixels"] = "mm"
         for one in found:
@@ -452,8 +497,27 @@ def pool_mask_folds(config: Config, cohort: Artifact, found: Sequence[Tested]) -
     return AuditedStore(config.workspace).make("evaluation", inputs, build)
 
 
-def _fold_name(one: Tested) -> str:
-    return one.name if not one.repeat else f"{one.name}, repeat {one.repeat + 1}"
+def compare_masks(config: Config, own: Sequence[Segmented], reference: Sequence[Segmented]) -> Artifact:
+    """Two ways' masks of the same test part, or of those of several folds -> the difference of their Dice."""
+    from medtl.evaluation import io, masks
+
+    inputs = {
+        "model": [one.evaluation.digest for one in own],
+        "reference": [one.evaluation.digest for one in reference],
+        "config": config.evaluation.model_dump(mode="json"),
+        "seed": config.seed,
+        "code": [code_digest("evaluation"), file_digest(Path(__file__))],
+    }
+
+    def build(folder: Path) -> None:
+        both = [
+            [result for one in side for result in io.read_mask_results(one.evaluation.path)]
+            for side in (own, reference)
+        ]
+        found = masks.compare_masks(both[0], both[1], ("transfer", "scratch"), config.evaluation, config.seed)
+        io.write_comparison(folder, found)
+
+    return AuditedStore(config.workspace).make("comparison", inputs, build)
 
 
 def release_masks(config: Config, prepared: Prepared, segmented: Segmented) -> tuple[Artifact, Release]:
@@ -463,12 +527,21 @@ def release_masks(config: Config, prepared: Prepared, segmented: Segmented) -> t
 
 
 def report_masks(
-    config: Config, prepared: Prepared, segmented: Segmented, release: Release, resources: Mapping[str, Any]
+    config: Config,
+    prepared: Prepared,
+    segmented: Segmented,
+    scratch: Segmented | None,
+    comparison: Artifact | None,
+    release: Release,
+    resources: Mapping[str, Any],
 ) -> tuple[Artifact, Path]:
     """Everything known -> one page; give the artifact and the copy that people open."""
     from medtl.evaluation import io
     from medtl.evaluation.masks import telling_masks
-    from medtl.report.io import write_mask_report
+    from medtl.evaluation.quality import QUALITY_METRICS
+    from medtl.model.io import read_checkpoint
+    from medtl.report import viewer
+    from medtl.report.io import viewer_digest, write_mask_report
     from medtl.report.masks import MaskFacts
 
     material = _Masks(config, prepared)
@@ -479,9 +552,9 @@ def report_masks(
     facts = MaskFacts(
         **steps.known_facts(config, prepared, segmented, release),
         plan=material.plan,
-        scratch=None,
-        scratch_evaluation=None,
-        comparison=None,
+        scratch=read_checkpoint(scratch.checkpoint.path) if scratch else None,
+        scratch_evaluation=io.read_evaluation(scratch.evaluation.path) if scratch else None,
+        comparison=io.read_comparison(comparison.path) if comparison else None,
         results=results,
         components=components,
         quality=io.read_quality(segmented.evaluation.path),
@@ -494,9 +567,15 @@ def report_masks(
 
     def build(folder: Path) -> None:
         cases = material.cases(segmented.test, results, components, telling_masks(results))
-        write_mask_report(folder, replace(facts, cases=cases))
+        name = f"{config.name}-{release.release_id}{steps.VIEWER}" if viewer.chosen(cases) else None
+        write_mask_report(folder, replace(facts, cases=cases, viewer=name))
 
-    inputs = {**steps.shown_by(config, prepared, facts), "test": segmented.test.digest}
+    inputs = {
+        **steps.shown_by(config, prepared, facts),
+        "test": segmented.test.digest,
+        "comparison": comparison.digest if comparison else None,
+        "viewer": viewer_digest() if material.plan.axis is not None else None,
+    }
     artifact = AuditedStore(config.workspace).make("report", inputs, build)
     return artifact, steps.copy_to_reports(config, f"{config.name}-{release.release_id}.html", artifact)
 
@@ -518,11 +597,12 @@ class Segmenter:
         from medtl.model import fit, io
 
         fit.make_deterministic(config.seed, config.model.threads)
-        self.settings, self.plan = config.model.inference, read_grid(plan)
+        self.settings, self.plan = io.read_inference(checkpoint), read_grid(plan)
         self.device = fit.device_of(config.model)
         self.network = io.read_segmenter(checkpoint, self.plan)
+        trained_in: Any = io.read_checkpoint(checkpoint).environment["precision"]
         wanted = self.settings.precision
-        self.precision = fit.precision_of(config.model, self.device) if wanted == "auto" else wanted
+        self.precision: Precision = trained_in if wanted == "auto" else wanted
 
     def __call__(self, pixels: AnyArray, scan: Scan) -> Predicted:
         """Predict one scan in its own voxels."""
@@ -555,9 +635,17 @@ def _by_id(scans: Artifact) -> dict[str, Scan]:
 def _on_grid(study: Study, scan: Scan, by_id: Mapping[str, Scan], read: Any, plan: GridPlan) -> AnyArray:
     from medtl.dataset import grid
 
+    values, field = _drawn(study, by_id, read)
+    return grid.mask_to_grid(values, scan, plan, field)
+
+
+def _drawn(study: Study, by_id: Mapping[str, Scan], read: Any) -> tuple[AnyArray, AnyArray | None]:
+    """Read what the values of a study's mask and of its field mean."""
+    from medtl.dataset.grid import values_of
+
     mask = _mask_of(study, by_id)
-    field = read(by_id[study.field]) if study.field else None
-    return grid.mask_to_grid(grid.values_of(read(mask), mask), scan, plan, field)
+    field = by_id[study.field] if study.field else None
+    return values_of(read(mask), mask), None if field is None else values_of(read(field), field)
 
 
 def _mask_of(study: Study, by_id: Mapping[str, Scan]) -> Scan:
@@ -569,9 +657,8 @@ def truth_of(study: Study, cohort: Cohort, by_id: Mapping[str, Scan], read: Any)
     """Give the true codes of a study in its scan's voxels."""
     from medtl.dataset import grid
 
-    mask = _mask_of(study, by_id)
-    field = read(by_id[study.field]) if study.field else None
-    return grid.codes_of(grid.values_of(read(mask), mask), cohort.structures, cohort.ignore, field)
+    values, field = _drawn(study, by_id, read)
+    return grid.codes_of(values, cohort.structures, cohort.ignore, field)
 
 
 def _spacing(scan: Scan) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -65,9 +66,10 @@ PROOF = "proof.json"  # beside a split
 _DIGESTS, _SPECTRA = "digests.json", "spectra.npy"  # of fingerprints
 BY_THEMSELVES = (  # settings of the model that a checkpoint does not depend on, or by what they come to
     "vault", "scratch", "scratch_phases", "weights", "device", "threads", "precision", "cache", "fetch",
-    "save_every_s", "inference",
+    "save_every_s", "inference", "reconstruct",
 )  # fmt: skip
 NOT_CHOOSING = ("reference", "incumbent")  # looks at the test part that say nothing about the model under way
+VIEWER = "-viewer.html"  # ends the name of the page beside a report that shows the cases themselves
 
 
 def label_table(config: Config) -> Path | None:
@@ -180,11 +182,11 @@ def ingest_scans(config: Config) -> Artifact:
     table = store.workspace / FOLDER / TABLE
     trail.note_ahead("quarantine.listing", artifact.digest, table, reasons_table(exclusions))
     trail.note_files("quarantine.listed", artifact.digest, [write_quarantine(store.workspace, exclusions)])
-    _enter(config, exclusions)
+    enter_exclusions(config, exclusions)
     return artifact
 
 
-def _enter(config: Config, exclusions: Sequence[Exclusion]) -> None:
+def enter_exclusions(config: Config, exclusions: Sequence[Exclusion]) -> None:
     """Put every item that was left out on the audit trail, once."""
     events = [
         Event(f"excluded.{e.code}", e.content or e.item, "refused", {"stage": e.stage, "files": e.files})
@@ -225,7 +227,7 @@ def build_cohort(config: Config, scans: Artifact) -> Artifact:
 
     artifact = _make(config, "cohort", inputs, build)
     cohort = io.read_cohort(artifact.path)
-    _enter(config, cohort.exclusions)
+    enter_exclusions(config, cohort.exclusions)
     fingerprint_scans(config, scans, artifact)
     for warning in cohort.warnings:
         log.warning("%s", warning)
@@ -253,7 +255,8 @@ def _pictures(cohort: Cohort) -> dict[str, Any]:
     return {"pixels": digest_of(sorted({s.pixel_digest for s in cohort.studies})), "code": code_digest("dataset")}
 
 
-def _fingerprints_of(config: Config, cohort: Cohort) -> tuple[Artifact, Fingerprints]:
+def fingerprints_of(config: Config, cohort: Cohort) -> tuple[Artifact, Fingerprints]:
+    """Read the fingerprints of a cohort's pictures."""
     from medtl.dataset.leaks import Fingerprints
 
     found = Store(config.workspace).find("fingerprints", _pictures(cohort))
@@ -264,18 +267,37 @@ def _fingerprints_of(config: Config, cohort: Cohort) -> tuple[Artifact, Fingerpr
 
 
 def _listed(config: Config) -> Listed | None:
-    """Read the list of the images that the weights were trained on, if there is one."""
+    """Read the lists of the images that the weights were trained on, as far as there are any."""
     from medtl.dataset.leaks import read_hashes
 
-    path = config.dataset.split.pretraining_hashes
-    if path is None:
-        return None
-    try:
-        return read_hashes(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(
-            "dataset.split.pretraining_hashes names no readable text file. Give its path, or null."
-        ) from error
+    texts = []
+    for path in _lists(config):
+        try:
+            texts.append(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise StorageError(
+                "dataset.split.pretraining_hashes, or the list beside the weights in the vault, is no readable text "
+                "file. Give its path, or null; weights are made anew, or taken out with `medtl weights remove`."
+            ) from error
+    return read_hashes("\n".join(texts)) if texts else None
+
+
+def _lists(config: Config) -> list[Path]:
+    """Name the lists of images that the weights were trained on: the config's, and what lies beside them in the vault.
+
+    The vault's entry is read here and not by the vault itself, which would wake torch.
+    """
+    hashes = config.dataset.split.pretraining_hashes
+    found = [hashes] if hashes is not None else []
+    if config.model.origin.startswith("vault:"):
+        folder = training.vault_folder(config) / config.model.origin.removeprefix("vault:")
+        try:
+            listed = json.loads((folder / "entry.json").read_bytes()).get("trained_on")
+        except (OSError, ValueError, AttributeError):  # said when the weights are taken
+            listed = None
+        if isinstance(listed, str) and re.fullmatch("[0-9a-f]{64}", listed):
+            found.append(folder / f"{listed[:32]}.hashes.txt")
+    return found
 
 
 def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
@@ -285,7 +307,7 @@ def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
     from medtl.studies.io import read_cohort
 
     known = read_cohort(cohort.path)
-    artifact, prints = _fingerprints_of(config, known)
+    artifact, prints = fingerprints_of(config, known)
     settings, workers = config.dataset.split, config.scans.workers
     listed = _listed(config)
     inputs = {
@@ -307,7 +329,7 @@ def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
         write_record(folder / PROOF, proof)
 
     made = _make(config, "split", inputs, build)
-    _enter(config, io.read_split(made.path).exclusions)
+    enter_exclusions(config, io.read_split(made.path).exclusions)
     for leak in io.read_split(made.path).leaks:
         log.warning("THE SPLIT LEAKS (allow_leaky_split): %s", leaks.in_words((leak,)))
     return made
@@ -319,7 +341,7 @@ def split_into_folds(config: Config, cohort: Artifact) -> list[tuple[str, int, A
     from medtl.studies.io import read_cohort
 
     known = read_cohort(cohort.path)
-    artifact, prints = _fingerprints_of(config, known)
+    artifact, prints = fingerprints_of(config, known)
     listed, workers = _listed(config), config.scans.workers
     near = leaks.near_pairs(known, prints, workers)
     pretrained = leaks.overlap(known, prints, listed) if listed is not None else frozenset()
@@ -344,14 +366,14 @@ def split_into_folds(config: Config, cohort: Artifact) -> list[tuple[str, int, A
             write_record(folder / PROOF, proof)
 
         made = _make(config, "split", inputs, build)
-        _enter(config, one.split.exclusions)
+        enter_exclusions(config, one.split.exclusions)
         found.append((one.name, one.repeat, made))
     return found
 
 
 def _listed_digest(config: Config) -> str | None:
-    hashes = config.dataset.split.pretraining_hashes
-    return file_digest(hashes) if hashes is not None else None
+    lists = _lists(config)
+    return digest_of([file_digest(path) for path in lists]) if lists else None
 
 
 def prove_again(config: Config, cohort: Artifact, split: Artifact) -> CleanProof:
@@ -364,7 +386,7 @@ def prove_again(config: Config, cohort: Artifact, split: Artifact) -> CleanProof
     from medtl.studies.io import read_cohort
 
     known, made = read_cohort(cohort.path), io.read_split(split.path)
-    _, prints = _fingerprints_of(config, known)
+    _, prints = fingerprints_of(config, known)
     proof = leaks.prove_clean(known, made, prints, _listed(config), threads=config.scans.workers)
     leaks.require_clean(proof, made)
     return proof
@@ -382,6 +404,7 @@ def make_plan(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
     dimensions = row.dimensions if row is not None else 2
     inputs = {
         "scans": scans.digest,
+        "cohort": cohort.digest,  # its task and classes
         "split": split.digest,
         "config": _settings(config.dataset.plan),
         "min_size": least,
@@ -579,7 +602,13 @@ def predict_part(
 
 
 def open_test(
-    config: Config, cohort: Artifact, split: Artifact, checkpoint: Artifact, inputs: Mapping[str, Any], purpose: str
+    config: Config,
+    cohort: Artifact,
+    split: Artifact,
+    checkpoint: Artifact,
+    inputs: Mapping[str, Any],
+    purpose: str,
+    kind: str = "predictions",
 ) -> None:
     """Prove the split clean again and enter the look at its test part, unless this look is entered already."""
     looked = any(
@@ -588,7 +617,7 @@ def open_test(
         and (event["details"].get("checkpoint"), event["details"].get("purpose")) == (checkpoint.digest, purpose)
         for event in AuditLog(config.workspace).events()
     )
-    if looked and Store(config.workspace).find("predictions", inputs) is not None:
+    if looked and Store(config.workspace).find(kind, inputs) is not None:
         return
     proof = prove_again(config, cohort, split)
     details = {"checkpoint": checkpoint.digest, "purpose": purpose, "clean": proof.clean}
@@ -921,6 +950,9 @@ def copy_to_reports(config: Config, name: str, report: Artifact) -> Path:
         if written.is_file():
             copies.append((folder / name).with_suffix(kind))
             write_bytes(copies[-1], written.read_bytes())
+    for written in report.path.glob(f"*{VIEWER}"):  # under its own name, which the page links to
+        copies.append(folder / written.name)
+        write_bytes(copies[-1], written.read_bytes())
     AuditLog(config.workspace).note_files("report.published", report.digest, copies)
     return folder / name
 

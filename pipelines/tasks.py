@@ -28,6 +28,7 @@ from pipelines import (
     pooling,
     segmenting,
     steps,
+    unlabelled,
     validation,
 )
 
@@ -98,6 +99,7 @@ pack_volumes = _task(segmenting.pack_volumes)
 fit_masks = _task(segmenting.fit_masks)
 predict_masks = _task(segmenting.predict_masks)
 evaluate_masks = _task(segmenting.evaluate_masks)
+compare_masks = _task(segmenting.compare_masks)
 pool_mask_folds = _task(segmenting.pool_mask_folds)
 release_masks = _task(segmenting.release_masks)
 report_masks = _task(segmenting.report_masks)
@@ -106,3 +108,9 @@ validate_elsewhere = _task(validation.validate_elsewhere)
 apply_release = _task(apply.apply_release)
 take_patients = _task(contenders.take_patients)
 add_to_vault = _task(steps.add_to_vault)
+gather_cohort = _task(unlabelled.gather_cohort)
+hold_out = _task(unlabelled.hold_out)
+plan_scans = _task(unlabelled.plan_scans)
+pack_scans = _task(unlabelled.pack_scans)
+fit_reconstruction = _task(unlabelled.fit_reconstruction)
+keep_weights = _task(unlabelled.keep_weights)

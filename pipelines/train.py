@@ -30,7 +30,7 @@ async def packed(config: Config, scans: Artifact, cohort: Artifact, split: Artif
 async def fit(config: Config, prepared: Prepared, scratch: bool = False) -> Artifact:
     """Train one model on what was prepared."""
     if config.segments:
-        return await tasks.fit_masks(config, prepared)
+        return await tasks.fit_masks(config, prepared, scratch)
     return await tasks.fit_in_phases(config, prepared.cohort, prepared.split, prepared.plan, prepared.pack, scratch)
 
 

@@ -48,6 +48,7 @@ class Job:
     label: str
     threads: int
     shared: bool = False  # keep the frozen layers' activations of the whole cohort, for other folds
+    unlabelled: bool = False  # scans are filled in, not diagnosed or segmented
 
 
 def train(job: Job, folder: Path) -> None:
@@ -60,6 +61,11 @@ def train(job: Job, folder: Path) -> None:
 
 def train_here(job: Job, folder: Path) -> None:
     """Train in this process, alone or as one of several that torchrun has started; the first writes the checkpoint."""
+    if job.unlabelled:
+        from pipelines import unlabelled
+
+        unlabelled.train_here(job, folder)
+        return
     if job.config.segments:
         from pipelines import segmenting
 
@@ -190,7 +196,7 @@ def _in_processes(job: Job, folder: Path) -> None:
         "config": job.config.model_dump(mode="json"),
         **{name: str(getattr(job, name)) for name in ("cohort", "split", "plan", "pack", "unfinished")},
         "pack_digest": job.pack_digest, "label": job.label, "threads": job.threads, "folder": str(folder),
-        "shared": job.shared, "started_by": os.getpid(),
+        "shared": job.shared, "unlabelled": job.unlabelled, "started_by": os.getpid(),
     }  # fmt: skip
     path = job.unfinished / "job.json"
     write_bytes(path, json.dumps(said).encode())

@@ -39,7 +39,7 @@ def main(path: Path) -> int:
     config = Config.model_validate(said["config"])
     job = Job(
         config=config, **folders, pack_digest=said["pack_digest"], label=said["label"], threads=said["threads"],
-        shared=said["shared"],
+        shared=said["shared"], unlabelled=said["unlabelled"],
     )  # fmt: skip
     first = os.environ.get("RANK") == "0"
     logging.basicConfig(

@@ -112,7 +112,8 @@ def write_volumes(
     if not packed:
         raise PlanError("There is no scan to pack.")
     with (folder / PLACES).open("wb") as stream:
-        np.lib.format.write_array(stream, np.concatenate(kept), allow_pickle=False)
+        every = kept or [np.zeros((0, len(packed[0][1]) - 1), np.int32)]  # scans without structures: of pre-training
+        np.lib.format.write_array(stream, np.concatenate(every), allow_pickle=False)
     write_record(folder / VOLUMES, _Packed(*zip(*packed, strict=True)))
 
 

@@ -67,6 +67,26 @@ def split_cohort(
     return checked(cohort, replace(as_split(parts, groups, leaks), predefined=True, exclusions=exclusions))
 
 
+def hold_out(studies: Sequence[Study], share: float, seed: int, near: Pairs = ()) -> Split:
+    """Divide scans to pre-train on into those that are learned from and those held out; there is no test part.
+
+    Args:
+        share: of the scans that are held out.
+        near: as of :func:`split_cohort`.
+
+    Raises:
+        SplitError: too few patients to hold anybody out.
+    """
+    groups = groups_of(studies, near)
+    split = as_split(_deal(studies, groups, {"val": share}, seed), groups)
+    if not split.train or not split.val:
+        raise SplitError(
+            f"{len(set(groups.values()))} patients are too few to hold {share:.0%} of their scans out. Give more, or "
+            "another dataset.split.val."
+        )
+    return split
+
+
 def groups_of(studies: Sequence[Study], near: Pairs = ()) -> dict[str, str]:
     """Give each study its group: everything linked by a chain, named by its pixels."""
     parent: dict[Hashable, Hashable] = {}

@@ -152,27 +152,6 @@ def _counted(codes: AnyArray, plan: GridPlan) -> AnyArray:
     return inside
 
 
-def labels_of(codes: AnyArray, plan: GridPlan) -> AnyArray:
-    """Give codes back the values that the masks of the training part have.
-
-    A value of overlapping structures stands for all that hold it; where no value stands for just the structures that
-    were found, it is the one that differs in the fewest of them, the smallest of several.
-
-    Returns:
-        uint8, or uint16 where a value needs it; 0 where nothing is or counts.
-    """
-    structures = plan.structures
-    values = sorted({value for one in structures for value in one.values})
-    table = np.zeros(256, np.uint16)
-    if plan.overlapping:
-        bits = {0: 0} | {v: sum(1 << k for k, one in enumerate(structures) if v in one.values) for v in values}
-        for code in range(1 << len(structures)):
-            table[code] = min(bits, key=lambda value: ((bits[value] ^ code).bit_count(), value))
-    else:
-        table[1 : len(structures) + 1] = [one.values[0] for one in structures]
-    return table.astype(np.uint8 if max(values) <= np.iinfo(np.uint8).max else np.uint16)[codes]
-
-
 # ----------------------------------------------------------------------------------------------- NIfTI and PNG
 
 

@@ -7,33 +7,27 @@ Lesions are the pieces of a structure that touch by a face, an edge or a corner.
 overlaps it with at least ``lesion_iou``; pairs are taken from the largest overlap down, and each piece is in one pair
 at most. Sensitivity and precision are shares of all lesions of all studies, because a study without any has neither.
 Source: Maier-Hein et al., Metrics reloaded, Nature Methods 21 (2024); Kofler et al., arXiv 2312.02608 (2023).
-
-The AUROC of pixels is the chance that a pixel of the structure has a higher probability than one that is not, ties one
-half. Of several images together it is made of the counts of every image's pixels against every other's, so that drawn
-images need no second sorting and the interval is exact too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from scipy.stats import rankdata, spearmanr, wilcoxon
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import Ridge
+from scipy.stats import wilcoxon
 
 from medtl.config import EvaluationConfig, MasksConfig, UncertaintyConfig
 from medtl.errors import SplitError
 from medtl.evaluation.bounds import RATIO, SHARE, Scale
 from medtl.evaluation.comparison import judge
-from medtl.evaluation.folds import patient_folds
 from medtl.evaluation.overlap import MASK_METRICS, BoolArray, Overlap, Pair, overlap_of, pairs, summary
-from medtl.evaluation.questions import Question, answers, basis_of, measured, share
+from medtl.evaluation.pixels import PixelRanks, pixel_scores
+from medtl.evaluation.questions import Question, answers, basis_of, measured
 from medtl.evaluation.surfaces import Surfaces, surfaces_of
 from medtl.evaluation.uncertainty import difference_of, estimate, score_of
 from medtl.records import (
@@ -42,8 +36,6 @@ from medtl.records import (
     Evaluation,
     FloatArray,
     FoldScores,
-    IntArray,
-    MaskQuality,
     MaskResult,
     PairedTest,
     Score,
@@ -55,11 +47,8 @@ Unit = Literal["mm", "pixels"]
 NOT_COUNTED = 255
 MOST_STRUCTURES, MOST_REGIONS = 254, 7
 FEW_PATIENTS = 30
-FEWEST_FOR_QUALITY = 10  # patients
 _LESIONS = ("lesions", "predicted_lesions", "lesions_found")
-_QUALITY_FOLDS = 5
 _CLEARLY = 1e-6  # of a mean Dice
-_RIDGE = 1.0
 
 
 def measure_case(
@@ -178,7 +167,7 @@ def assess_masks(
     Args:
         results: of every structure of every study; the structures are reported in their order.
         unit: what distances are really in: of pictures, pixels.
-        pixels: ranked pixels of each image, by structure, where their AUROC is wanted.
+        pixels: counted pixels of each image, by structure, where their AUROC is wanted.
 
     Raises:
         SplitError: nothing was measured.
@@ -464,91 +453,6 @@ def _notes(table: Mapping[str, Sequence[MaskResult]], structures: Sequence[str])
     return notes
 
 
-@dataclass(frozen=True, slots=True)
-class PixelRanks:
-    """The probabilities of one image's pixels of a structure and of all others, each ascending."""
-
-    study_id: str
-    patient: str
-    inside: FloatArray
-    outside: FloatArray
-
-
-def pixel_ranks(
-    study_id: str, patient: str, probability: FloatArray, truth: BoolArray, counts: BoolArray | None = None
-) -> PixelRanks:
-    """Sort the pixels of one image that count.
-
-    Args:
-        probability: of the structure, of any shape.
-        truth: where the structure is, of the same shape.
-        counts: which pixels count, as those in a field of view; all if not said.
-
-    Raises:
-        ValueError: other shapes, or a probability that is not a number.
-    """
-    counts = np.ones(truth.shape, dtype=np.bool_) if counts is None else counts
-    if not probability.shape == truth.shape == counts.shape:
-        raise ValueError("pixels: probability, truth and what counts are of one shape")
-    if not np.isfinite(probability[counts]).all():
-        raise ValueError("pixels: a probability is not a number")
-    return PixelRanks(
-        study_id, patient, *(np.sort(probability[counts & side].astype(np.float32)) for side in (truth, ~truth))
-    )
-
-
-def pixel_auroc(probability: FloatArray, truth: BoolArray, counts: BoolArray | None = None) -> float | None:
-    """Give the exact AUROC of pixels, ties one half; ``None`` where a kind is missing.
-
-    Args and errors are those of :func:`pixel_ranks`.
-    """
-    ranks = pixel_ranks("", "", probability, truth, counts)
-    pairs_in_all = len(ranks.inside) * len(ranks.outside)
-    return _ahead(ranks.inside, ranks.outside) / pairs_in_all if pairs_in_all else None
-
-
-def pixel_scores(label: str, images: Sequence[PixelRanks], config: UncertaintyConfig, seed: int) -> tuple[Score, ...]:
-    """Give the AUROC of pixels of all images together and its mean over images, with intervals over patients.
-
-    Args:
-        label: the structure.
-    """
-    ids, people = [one.study_id for one in images], [one.patient for one in images]
-    sizes = np.array([[len(one.inside), len(one.outside)] for one in images], dtype=np.float64).reshape(-1, 2)
-    whole = sizes.prod(1) > 0
-    if not whole.any():
-        note = "not estimable: no image has pixels inside and outside the structure"
-        counts = len(images), len(set(people))
-        return tuple(
-            Score(name, label, None, None, None, *counts, note) for name in ("pixel_auroc", "mean_pixel_auroc")
-        )
-    ahead = np.array([[_ahead(one.inside, other.outside) for other in images] for one in images])
-    pooled = Question(partial(_pooled_auroc, ahead, sizes), basis_of(people, config.level))
-    (found,) = answers([pooled], ids, people, config, seed)
-    each = ahead.diagonal()[whole] / sizes[whole].prod(1)
-    (some, who) = ([name for name, is_whole in zip(names, whole, strict=True) if is_whole] for names in (ids, people))
-    mean = share("mean_pixel_auroc", label, each, some, who, config, seed)
-    lacking = (
-        f"{len(images) - len(each)} of {len(images)} images left out: a kind is missing" if not whole.all() else ""
-    )
-    return (
-        score_of("pixel_auroc", label, found, config.level, people),
-        replace(mean, note=_joined(lacking, mean.note)),
-    )
-
-
-def _ahead(inside: FloatArray, outside: FloatArray) -> float:
-    """Count the pairs in which the pixel inside is the more probable one, ties one half; both ascending."""
-    places = (np.searchsorted(outside, inside, side).sum(dtype=np.int64) for side in ("left", "right"))
-    return float(sum(places)) / 2
-
-
-def _pooled_auroc(ahead: FloatArray, sizes: FloatArray, weights: FloatArray) -> FloatArray:
-    """Give the AUROC of all pixels together, each image as often as its weight says, (b,)."""
-    inside, outside = (weights @ sizes).T
-    return _quotient((weights @ ahead * weights).sum(1), inside * outside)
-
-
 def telling_masks(results: Sequence[MaskResult], worst: int = 4, best: int = 2) -> tuple[str, ...]:
     """Choose the studies worth a look, no patient twice: those of the lowest mean Dice first, then of the highest.
 
@@ -584,159 +488,56 @@ def choose_components(
 def _component_choice(
     name: str, whole: FloatArray, largest: FloatArray, asked: Literal["auto", "all", "largest"]
 ) -> ComponentChoice:
-    known = np.isfinite(whole) & np.isfinite(largest)
-    studies = int(known.sum())
+    every, one, studies = _means_of_both(whole, largest)
+    keep: Literal["all", "largest"] = "all" if asked == "auto" else asked
+    if asked == "auto" and _is_better(one, every):
+        keep = "largest"
+    reason = _reason(asked == "auto", every, one, studies, "with all parts", "with the largest part alone")
+    return ComponentChoice(name, keep, reason, every, one, studies)
+
+
+def choose_holes(
+    choices: Sequence[ComponentChoice], dice_open: FloatArray, dice_filled: FloatArray, config: MasksConfig
+) -> tuple[ComponentChoice, ...]:
+    """Choose for each structure whether its holes are filled, by the mean Dice on validation.
+
+    Args:
+        choices: what is kept of each structure's parts.
+        dice_open: (validation studies, structures), NaN where not estimable; of masks of which that is kept.
+        dice_filled: the same, of these masks with the holes of all structures filled.
+    """
+    return tuple(
+        _hole_choice(choice, dice_open[:, place], dice_filled[:, place], config.holes)
+        for place, choice in enumerate(choices)
+    )
+
+
+def _hole_choice(
+    choice: ComponentChoice, left: FloatArray, filled: FloatArray, asked: Literal["auto", "keep", "fill"]
+) -> ComponentChoice:
+    before, after, studies = _means_of_both(left, filled)
+    fill = asked == "fill" or (asked == "auto" and _is_better(after, before))
+    reason = _reason(asked == "auto", before, after, studies, "with holes left", "with holes filled")
+    return replace(choice, fill=fill, fill_reason=reason, dice_open=before, dice_filled=after)
+
+
+def _means_of_both(one: FloatArray, other: FloatArray) -> tuple[float | None, float | None, int]:
+    """Give the two means over the studies that have both values, and how many these are."""
+    known = np.isfinite(one) & np.isfinite(other)
+    if not known.any():
+        return None, None, 0
+    return float(one[known].mean()), float(other[known].mean()), int(known.sum())
+
+
+def _is_better(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None and one > other + _CLEARLY
+
+
+def _reason(
+    by_validation: bool, plain: float | None, changed: float | None, studies: int, as_is: str, other: str
+) -> str:
+    if not by_validation:
+        return "as the configuration says"
     if not studies:
-        reason = "as the configuration says" if asked != "auto" else "no validation study shows the structure"
-        return ComponentChoice(name, "all" if asked == "auto" else asked, reason, None, None, 0)
-    every, one = float(whole[known].mean()), float(largest[known].mean())
-    if asked != "auto":
-        return ComponentChoice(name, asked, "as the configuration says", every, one, studies)
-    keep: Literal["all", "largest"] = "largest" if one > every + _CLEARLY else "all"
-    of = f"of {studies} validation studies: {one:.4f} with the largest part alone, {every:.4f} with all parts"
-    return ComponentChoice(name, keep, f"the better mean Dice {of}", every, one, studies)
-
-
-def fit_quality(
-    doubts: Sequence[Mapping[str, float | None]],
-    dice: FloatArray,
-    study_ids: Sequence[str],
-    patients: Sequence[str],
-    config: MasksConfig,
-    seed: int,
-) -> MaskQuality:
-    """Learn on validation to foretell a study's Dice from numbers of uncertainty.
-
-    Of a line through all numbers (ridge) and a staircase along the most telling one (isotonic) the one with the smaller
-    error, cross-validated by patient, stays; none, if foretelling everybody the mean is as good.
-
-    Args:
-        doubts: numbers of uncertainty of each validation study, by name; None where unknown.
-        dice: (n,), a study's mean over structures; NaN where not estimable.
-    """
-    features = _often_known(doubts)
-    numbers = _numbers(doubts, features)
-    known = np.isfinite(numbers).all(1) & np.isfinite(dice)
-    x, y = numbers[known], dice[known]
-    ids, people = ([name for name, there in zip(names, known, strict=True) if there] for names in (study_ids, patients))
-    empty = MaskQuality("none", "", features, config.fail_below, studies=len(ids), patients=len(set(people)))
-    if empty.patients < FEWEST_FOR_QUALITY or not x.shape[1]:
-        return replace(empty, reason=f"validation has {empty.patients} patients; {FEWEST_FOR_QUALITY} are needed")
-    folds = patient_folds(ids, people, np.zeros(len(ids), dtype=np.int64), _QUALITY_FOLDS, seed)
-    foretold = {method: _crossed(method, x, y, folds, empty) for method in ("none", "linear", "isotonic")}
-    errors = {method: float(np.abs(values - y).mean()) for method, values in foretold.items()}
-    best = min(errors, key=lambda method: errors[method])
-    judged = _judged(foretold[best], y, empty)
-    judged = replace(judged, error=errors[best], error_of_the_mean=errors["none"])
-    if best == "none":
-        reason = f"no number of uncertainty foretells the Dice better than its mean does (error {errors['none']:.3f})"
-        return replace(judged, reason=reason)
-    reason = f"error {errors[best]:.3f} on patients kept aside, {errors['none']:.3f} by the mean alone"
-    return replace(_fitted(best, x, y, judged), reason=reason)
-
-
-def foretell(quality: MaskQuality, doubts: Sequence[Mapping[str, float | None]]) -> FloatArray:
-    """Foretell the Dice of studies, (n,); NaN where there is no rule, or a number is unknown.
-
-    Args:
-        doubts: numbers of uncertainty of each study, by the names that :func:`fit_quality` learned from.
-    """
-    numbers = _numbers(doubts, quality.features)
-    known = np.isfinite(numbers).all(1)
-    found = np.full(len(numbers), np.nan)
-    if quality.method != "none" and known.any():
-        found[known] = _applied(quality, numbers[known])
-    return found
-
-
-def _numbers(doubts: Sequence[Mapping[str, float | None]], features: Sequence[str]) -> FloatArray:
-    """Lay the numbers of each study in a row, NaN where unknown."""
-    rows = [[np.nan if (value := one.get(name)) is None else value for name in features] for one in doubts]
-    return np.array(rows, dtype=np.float64).reshape(len(doubts), len(features))
-
-
-def _often_known(doubts: Sequence[Mapping[str, float | None]]) -> tuple[str, ...]:
-    """Name the numbers that at least half of the studies have, so that one that nobody has costs no study."""
-    names = sorted({name for one in doubts for name in one})
-    return tuple(name for name in names if 2 * np.isfinite(_numbers(doubts, (name,))).sum() >= len(doubts))
-
-
-def quality_scores(
-    quality: MaskQuality,
-    foretold: FloatArray,
-    dice: FloatArray,
-    study_ids: Sequence[str],
-    patients: Sequence[str],
-    config: UncertaintyConfig,
-    seed: int,
-) -> tuple[Score, ...]:
-    """Measure on the test part how far foretold Dice is off, which share is flagged, and which share of failures."""
-    known = np.isfinite(foretold) & np.isfinite(dice)
-    flagged, failed = foretold < quality.fail_below, dice < quality.fail_below
-    asked: tuple[tuple[str, FloatArray, BoolArray], ...] = (
-        ("dice_foretold_error", np.abs(foretold - dice), known),
-        ("flagged", flagged.astype(np.float64), known),
-        ("failures_flagged", flagged.astype(np.float64), known & failed),
-    )
-    found = []
-    for metric, values, who in asked:
-        ids, people = (
-            [name for name, there in zip(names, who, strict=True) if there] for names in (study_ids, patients)
-        )
-        found.append(share(metric, "all", values[who], ids, people, config, seed))
-    return tuple(found)
-
-
-def _crossed(method: str, x: FloatArray, y: FloatArray, folds: IntArray, empty: MaskQuality) -> FloatArray:
-    """Foretell each study by what was learned from the patients of the other folds."""
-    found = np.empty(len(y))
-    for fold in np.unique(folds):
-        out = folds == fold
-        rule = _fitted(method, x[~out], y[~out], empty)
-        found[out] = y[~out].mean() if method == "none" else _applied(rule, x[out])
-    return found
-
-
-def _fitted(method: str, x: FloatArray, y: FloatArray, quality: MaskQuality) -> MaskQuality:
-    if method == "linear":
-        mean, scale = x.mean(0), np.where(x.std(0) > 0, x.std(0), 1.0)
-        line = Ridge(alpha=_RIDGE).fit((x - mean) / scale, y)
-        weights, middle, width = (tuple(map(float, part)) for part in (line.coef_, mean, scale))
-        return replace(
-            quality, method="linear", weights=weights, mean=middle, scale=width, intercept=float(line.intercept_)
-        )
-    if method == "isotonic":
-        telling = [_rank_correlation(column, y) or 0.0 for column in x.T]
-        feature = int(np.argmax(np.abs(telling)))
-        stairs = IsotonicRegression(increasing=telling[feature] >= 0).fit(x[:, feature], y)
-        knots = tuple(zip(map(float, stairs.X_thresholds_), map(float, stairs.y_thresholds_), strict=True))
-        return replace(quality, method="isotonic", feature=feature, knots=knots)
-    return quality
-
-
-def _applied(quality: MaskQuality, x: FloatArray) -> FloatArray:
-    if quality.method == "linear":
-        z = (x - np.array(quality.mean)) / np.array(quality.scale)
-        line: FloatArray = np.clip(z @ np.array(quality.weights) + (quality.intercept or 0.0), 0.0, 1.0)
-        return line
-    assert quality.feature is not None
-    places, values = np.array(quality.knots).T
-    return np.asarray(np.interp(x[:, quality.feature], places, values))
-
-
-def _judged(foretold: FloatArray, dice: FloatArray, quality: MaskQuality) -> MaskQuality:
-    failed, flagged = dice < quality.fail_below, foretold < quality.fail_below
-    return replace(
-        quality,
-        rank_correlation=_rank_correlation(foretold, dice),
-        failures=int(failed.sum()),
-        failures_flagged=int((failed & flagged).sum()),
-        flagged=int(flagged.sum()),
-    )
-
-
-def _rank_correlation(one: FloatArray, other: FloatArray) -> float | None:
-    """Give Spearman's correlation; ``None`` where one of the two is constant."""
-    if len(one) < 3 or np.ptp(rankdata(one)) == 0 or np.ptp(rankdata(other)) == 0:
-        return None
-    return float(spearmanr(one, other).statistic)
+        return "no validation study shows the structure"
+    return f"the better mean Dice of {studies} validation studies: {changed:.4f} {other}, {plain:.4f} {as_is}"

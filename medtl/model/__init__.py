@@ -7,8 +7,7 @@
       ├ pickles   read in a child process                      ├ cache    what is frozen runs once
       └ download  checked before it is opened                  ├ losses, heads (solved by scikit-learn)
                                                                └ parallel several processes as one
-    a segmentation: segmenters (the table) ─▶ segmenter ─▶ segment_fit (mask_losses) ─▶ inference (reach, tiles, windows)
-                    instance_norm keeps channels last on a CPU
+    masks:  segmenters (the table) ─▶ segmenter (instance_norm) ─▶ segment_fit (mask_losses) ─▶ inference (reach)
     before: advise (which backbone), lr_find (which rate), estimate (how long, how much memory)
     after:  explain (where it looked, and whether that depends on what it learned)  onnx (out of the house)
 

@@ -173,14 +173,6 @@ def codes(probabilities: FloatArray, plan: GridPlan) -> AnyArray:
     return _codes(torch.from_numpy(probabilities)[None], plan)[0].numpy()
 
 
-def quality(probabilities: FloatArray, plan: GridPlan) -> Quality:
-    """Tell how sure one prediction, (outputs, *space), is; the agreement is for a :class:`Doubt` to see."""
-    doubt = Doubt(plan)
-    for number in range(probabilities.shape[1]):
-        doubt.see(probabilities[:, number])
-    return doubt.quality
-
-
 def choose_way(
     networks: Sequence[SegmenterNetwork],
     plan: GridPlan,

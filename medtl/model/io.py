@@ -20,7 +20,7 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
 from medtl.artifacts import file_digest, read_record, storage_errors, write_bytes, write_record
-from medtl.config import ModelConfig
+from medtl.config import InferenceConfig, ModelConfig
 from medtl.errors import ModelError, WeightsError
 from medtl.model.fit import Progress, put_head
 from medtl.model.heads import NearestNeighbours
@@ -42,6 +42,7 @@ class Built:
 
     backbone: str
     segmenter: Mapping[str, Any]  # model.segmenter
+    inference: Mapping[str, Any]  # model.inference: what it was measured with is what it serves with
 
 
 def build_network(
@@ -127,7 +128,7 @@ def write_segmenter(
     record = Checkpoint(**checkpoint, head="mask", weights_sha256=file_digest(folder / WEIGHTS))
     write_record(folder / CHECKPOINT, record)
     settings = {**config.segmenter.model_dump(mode="json"), "network": network.kind}  # "auto" has become a network
-    write_record(folder / BUILT, Built(config.backbone, settings))
+    write_record(folder / BUILT, Built(config.backbone, settings, config.inference.model_dump(mode="json")))
     return record
 
 
@@ -144,6 +145,11 @@ def read_segmenter(folder: Path, plan: GridPlan) -> SegmenterNetwork:
     network, _ = build_segmenter(plan, ModelConfig.model_validate(settings), 0, None)
     network.load_state_dict(read_weights(folder / WEIGHTS))
     return network.eval()
+
+
+def read_inference(folder: Path) -> InferenceConfig:
+    """Read how a segmentation predicts: as it did when it was measured, whatever a config says today."""
+    return InferenceConfig.model_validate(dict(read_record(folder / BUILT, Built).inference))
 
 
 def _set_input(network: StagedNetwork, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -47,6 +47,8 @@ CLIP = 12.0  # norm of the gradient (nnU-Net)
 _VALIDATIONS = 15  # in a phase
 _MEAN = "mean:"  # what the running mean of a tensor is called in unfinished training
 Batch = tuple[Tensor, Tensor]
+Forward = Callable[[Tensor], "Tensor | list[Tensor]"]
+BatchLoss = Callable[[Forward, Tensor, Tensor], Tensor]  # of what a network gives for images, and of their codes
 
 
 class PatchSource(Protocol):
@@ -67,11 +69,15 @@ class SegmentMaterial:
         validate: predicts the validation part; Dice of each study and structure, NaN where both masks are empty. Every
             process calls it at the same time and gets the whole table, so each may predict its share.
         judge: tells in which share of resamples of the validation patients the first of two such tables is better.
+        loss: of a batch, where it is not of masks.
+        watched: what the table of validation holds, if not Dice; more is better, 1 is all.
     """
 
     patches: PatchSource
     validate: Callable[[SegmenterNetwork], FloatArray]
     judge: Judge
+    loss: BatchLoss | None = None
+    watched: str = "dice"
 
 
 def fit_segmenter(
@@ -191,12 +197,12 @@ class _Run:
         every = self.model.segmenter.validate_every or -(-phase.epochs // _VALIDATIONS)
         while progress.epoch < phase.epochs:
             self._epoch(phase, boundary, optimiser, scaler, pull)
-            last = progress.epoch + 1 == phase.epochs
-            self._judge_epoch(phase, boundary, last or (progress.epoch + 1) % every == 0)
+            validated = progress.epoch + 1 == phase.epochs or (progress.epoch + 1) % every == 0
+            self._judge_epoch(phase, boundary, validated)
             progress.optimiser, progress.scaler = optimiser.state_dict(), scaler.state_dict()
             progress.epoch, progress.step = progress.epoch + 1, 0
             progress.losses, progress.count = 0.0, 0
-            if self._stops_early(phase):
+            if validated and self._stops_early(phase):  # nobody looked at the epochs between two validations
                 break
             if progress.epoch < phase.epochs:
                 self._save(phase)
@@ -265,17 +271,25 @@ class _Run:
         codes = codes.to(self.device)
         if not len(mine):
             raise ConfigError(f"{parallel.world()} processes cannot share a batch of fewer patches: model.processes.")
-        with autocast(self.device, self.precision):
-            found = self.network(images, boundary)
-        outputs = found if isinstance(found, list) else [found]
-        kind, overlapping = self.model.segmenter.loss, self.plan.overlapping
-        each = [sums(one, coarsened(codes, tuple(one.shape[2:])), overlapping, kind) for one in outputs]
-        added = _over_processes(torch.stack(each))
-        losses = [weight * loss_of(one, kind) for weight, one in zip(weights_of(len(each)), added, strict=True)]
-        loss = torch.stack(losses).sum()
+
+        def forward(given: Tensor) -> Tensor | list[Tensor]:
+            with autocast(self.device, self.precision):
+                found: Tensor | list[Tensor] = self.network(given, boundary)
+                return found
+
+        loss = (self.material.loss or self._of_masks)(forward, images, codes)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         parallel.add_gradients(self.network)
         return float(loss.detach())
+
+    def _of_masks(self, forward: Forward, images: Tensor, codes: Tensor) -> Tensor:
+        found = forward(images)
+        outputs = found if isinstance(found, list) else [found]
+        kind, overlapping = self.model.segmenter.loss, self.plan.overlapping
+        each = [sums(one, coarsened(codes, tuple(one.shape[2:])), overlapping, kind) for one in outputs]
+        added = over_processes(torch.stack(each))
+        losses = [weight * loss_of(one, kind) for weight, one in zip(weights_of(len(each)), added, strict=True)]
+        return torch.stack(losses).sum()
 
     def _seed(self, seed: int) -> None:
         if self.device.type == "cpu":
@@ -389,7 +403,7 @@ class _Run:
                 kept=better,
                 epochs=sum(epoch.phase == phase.name for epoch in progress.history),
                 trainable=tuple(name for name, p in self.network.named_parameters() if p.requires_grad),
-                monitor="dice",
+                monitor=self.material.watched,
                 watched=watched,
                 chance_better=chance,
                 reason=why,
@@ -426,7 +440,7 @@ class _Run:
             self.saved = time.monotonic()
 
 
-def _over_processes(local: Tensor) -> Tensor:
+def over_processes(local: Tensor) -> Tensor:
     """Add sums over all processes; the gradient is of this process's part, as gradients are added up later."""
     if not parallel.together():
         return local

@@ -164,6 +164,21 @@ def choose(model: ModelConfig) -> str:
     return "dynunet" if model.origin == "none" else "encoder_unet"
 
 
+def least_multiple(model: ModelConfig) -> int:
+    """Tell what the sides of a plan's patches have to be multiples of, before there is a plan.
+
+    Raises:
+        ConfigError: the backbone has no features in space.
+    """
+    kind = choose(model)
+    if kind != "encoder_unet":
+        return SEGMENTERS[kind].least
+    size = max(backbone(model.backbone).min_size, 64)
+    trunk = _open_trunk(model.backbone, source_network(model.backbone, size), 1)
+    _, _, sizes = _find_taps(trunk, size)
+    return _multiple(size, sizes)
+
+
 def build(
     plan: GridPlan, model: ModelConfig, seed: int, weights: WeightsFile | None
 ) -> tuple[SegmenterNetwork, LoadReport]:
@@ -173,10 +188,15 @@ def build(
 
     Raises:
         ConfigError: the network does not take the plan's patches, or the backbone has no features in space.
-        WeightsError: too little of the weights fits.
+        WeightsError: too little of the weights fits, or they are of another network.
     """
     torch.manual_seed(seed)
     kind = choose(model)
+    if weights is not None and weights.network in SEGMENTERS and weights.network != kind:
+        raise WeightsError(
+            f"The weights '{weights.source}' are of a '{weights.network}', and this network is '{kind}'. Set "
+            f"model.segmenter.network to {weights.network}."
+        )
     if kind == "encoder_unet":
         network, report = _encoder_unet(plan, model, weights)
     else:
@@ -223,8 +243,6 @@ def _encoder_unet(
 ) -> tuple[SegmenterNetwork, LoadReport]:
     """Put a U-Net's decoder on a backbone, whose stages keep their names."""
     name, row = model.backbone, backbone(model.backbone)
-    if row.builder.startswith(_NOT_CONVOLUTIONS):
-        raise ConfigError(f"'{name}' hands on no features in space. Set model.backbone to a ResNet or a DenseNet.")
     if row.dimensions != plan.dimensions:
         raise ConfigError(
             f"'{name}' takes {row.dimensions} dimensions and the plan's patches have {plan.dimensions}. Set "
@@ -242,8 +260,7 @@ def _encoder_unet(
     ours = state is not None and any(key.startswith(OURS) for key in state)
     if state is not None and not ours:
         report = load_source(source, name, state, size, report, model.min_share)
-    trunk = cut(source, name, plan.channels, 1, 0.0)
-    _open_end(trunk)
+    trunk = _open_trunk(name, source, plan.channels)
     taps, widths, sizes = _find_taps(trunk, size)
     stages: dict[str, nn.Module] = {key: stage for key, stage in trunk.stages.items() if key != HEAD}
     stages[HEAD] = _make_decoder(plan, model.segmenter, widths, sees_image=sizes[0] < size)
@@ -252,11 +269,25 @@ def _encoder_unet(
         mean, std = tuple(trunk.mean.flatten().tolist()), tuple(trunk.std.flatten().tolist())
         seen = normalisation(weights.contract, plan.channels) if weights is not None else None
         mean, std = seen or (mean, std)
-    multiple = (2 ** round(math.log2(size / sizes[-1])),) * plan.dimensions
+    multiple = (_multiple(size, sizes),) * plan.dimensions
     network = SegmenterNetwork("encoder_unet", stages, taps, mean, std, plan, multiple)
     if state is not None and ours:
         report = load_staged(network, name, state, report, model.min_share)
     return network, report
+
+
+def _open_trunk(name: str, source: nn.Module, channels: int) -> StagedNetwork:
+    """Cut a backbone into stages that hand on features in space to the end."""
+    if backbone(name).builder.startswith(_NOT_CONVOLUTIONS):
+        raise ConfigError(f"'{name}' hands on no features in space. Set model.backbone to a ResNet or a DenseNet.")
+    trunk = cut(source, name, channels, 1, 0.0)
+    _open_end(trunk)
+    return trunk
+
+
+def _multiple(size: int, sizes: Sequence[int]) -> int:
+    """Give the power of two by which a trunk makes an image smaller."""
+    return int(2 ** round(math.log2(size / sizes[-1])))
 
 
 def _open_end(trunk: StagedNetwork) -> None:

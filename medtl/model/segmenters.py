@@ -32,6 +32,7 @@ class Segmenter:
     citation: str
     attends: bool = False
     fixed: bool = False
+    least: int = 1  # that the sides of patches are multiples of, whatever the plan says
 
 
 def of_strides(plan: GridPlan) -> tuple[int, ...]:
@@ -177,7 +178,7 @@ SEGMENTERS: Mapping[str, Segmenter] = {
     "dynunet": Segmenter(_dynunet, of_strides, _ISENSEE),
     "segresnet": Segmenter(_segresnet, _halvings, _MYRONENKO),
     "attention_unet": Segmenter(_attention_unet, of_strides, _OKTAY),
-    "unetr": Segmenter(_unetr, _sixteen, _HATAMIZADEH, attends=True, fixed=True),
-    "swin_unetr": Segmenter(_swin_unetr, _thirty_two, _HATAMIZADEH_SWIN, attends=True),
+    "unetr": Segmenter(_unetr, _sixteen, _HATAMIZADEH, attends=True, fixed=True, least=16),
+    "swin_unetr": Segmenter(_swin_unetr, _thirty_two, _HATAMIZADEH_SWIN, attends=True, least=32),
     "encoder_unet": Segmenter(None, None, _RONNEBERGER),
 }

@@ -5,6 +5,10 @@ under a name made from their digest, and ``entry.json`` is replaced last, in one
 weights or the new ones, whole, and a crash leaves at most a file that nobody names. Writers hold the vault's lock;
 readers need none, so a vault may be mounted read-only.
 
+Where the images are known that weights were trained on, their hashes lie beside them, one a line, as
+``dataset.split.pretraining_hashes`` reads them: whoever starts from these weights keeps such images out of his test
+part.
+
 Weights are stored as safetensors, under the names of the network they are for. A pickle is read in a child process
 (:mod:`medtl.model.pickles`); a download is checked against its published sha256 before anything opens it. Nothing is
 downloaded but by :meth:`Vault.fetch`.
@@ -20,7 +24,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +71,7 @@ class VaultEntry:
     layout: str | None = None  # whose names it came under, and what was changed
     tensors: int | None = None
     parameters: int | None = None  # without running statistics
+    trained_on: str | None = None  # sha256 of the list of hashes of the images it was trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class WeightsFile:
     licence: str | None = None
     citation: str | None = None
     contract: InputContract | None = None
+    network: str | None = None  # backbone or segmentation network whose names it has; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ class Vault:
         Raises:
             WeightsError: there is none of that name (the nearest is named), or it is damaged.
         """
-        _check_name(name)
+        check_name(name)
         if not (self.folder / name).is_dir():
             near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.3)
             held = f"did you mean '{near[0]}'?" if near else f"it holds {', '.join(self.names()) or 'nothing'}."
@@ -130,7 +136,9 @@ class Vault:
             entry = read_record(self.folder / name / ENTRY, VaultEntry)
         except StorageError as error:
             raise WeightsError(f"'{name}' in the vault has no readable {ENTRY}. {_anew(name)}") from error
-        if entry.name != name or not _DIGEST.fullmatch(entry.sha256):
+        if entry.name != name or not all(
+            _DIGEST.fullmatch(d) for d in (entry.sha256, entry.trained_on) if d is not None
+        ):
             raise WeightsError(f"The {ENTRY} of '{name}' in the vault is not its own. {_anew(name)}")
         return entry
 
@@ -140,16 +148,16 @@ class Vault:
         Raises:
             WeightsError: the entry is damaged, or the weights are not what was put in.
         """
-        _check_name(name)
+        check_name(name)
         if not (self.folder / name).is_dir():
             return None
         for attempt in range(2):  # it may be replaced between the two looks: then the second sees the new one
             entry = self.entry(name)
-            path = self._weights_of(entry)
-            fault = _fault_of(path, entry)
+            fault = self._fault_of(entry)
             if fault is None:
                 return WeightsFile(
-                    path, entry.sha256, f"vault:{name}", entry.licence, entry.citation, entry.contract
+                    self._weights_of(entry), entry.sha256, f"vault:{name}", entry.licence, entry.citation,
+                    entry.contract, entry.backbone,
                 )  # fmt: skip
             if attempt:
                 raise WeightsError(f"The weights '{name}' in the vault {fault}. {_anew(name)}")
@@ -165,7 +173,7 @@ class Vault:
             except WeightsError:
                 faults.append(Fault(name, f"has no readable {ENTRY} of its own"))
             else:
-                fault = _fault_of(self._weights_of(entry), entry)
+                fault = self._fault_of(entry)
                 faults += [Fault(name, fault)] if fault else []
             advance("verifying weights", done, len(names))
         return tuple(faults)
@@ -181,16 +189,22 @@ class Vault:
         citation: str | None = None,
         contract: InputContract | None = None,
         layout: str | None = None,
+        trained_on: Sequence[str] = (),
     ) -> VaultEntry:
         """Put weights in as they are, replacing an entry of the same name.
+
+        Args:
+            trained_on: hashes of the images they were trained on, where that is known.
 
         Raises:
             WeightsError: a name that is none, no tensors, or values that are not numbers.
         """
-        _check_name(name)
+        check_name(name)
         _check_values(state)
         data = safetensors_save(stored_form(state))
         sha256, folder = hashlib.sha256(data).hexdigest(), self.folder / name
+        hashes = "".join(f"{line}\n" for line in trained_on).encode()
+        listed = hashlib.sha256(hashes).hexdigest() if hashes else None
         with self._lock("vault"):
             place = folder if folder.is_dir() else self.folder / f".new-{name}"  # a new entry appears whole
             with storage_errors(folder):
@@ -198,6 +212,8 @@ class Vault:
                     shutil.rmtree(rubbish)
                 place.mkdir(exist_ok=True)
                 write_bytes(place / _file_name(sha256), data)
+                if listed is not None:
+                    write_bytes(place / list_name(listed), hashes)
                 sync_folder(place)
             entry = VaultEntry(
                 name=name,
@@ -212,7 +228,9 @@ class Vault:
                 layout=layout,
                 tensors=len(state),
                 parameters=sum(v.numel() for k, v in state.items() if not k.endswith(_BUFFERS)),
+                trained_on=listed,
             )
+            kept = {ENTRY, _file_name(sha256), *([list_name(listed)] if listed is not None else [])}
             write_record(place / ENTRY, entry)  # from here on it is the new one
             with storage_errors(folder):
                 sync_folder(place)
@@ -220,7 +238,7 @@ class Vault:
                     place.replace(folder)
                 sync_folder(self.folder)
                 for left in folder.iterdir():
-                    if left.is_file() and left.name not in (ENTRY, _file_name(sha256)):
+                    if left.is_file() and left.name not in kept:
                         left.unlink()
         return entry
 
@@ -245,7 +263,7 @@ class Vault:
             WeightsError: not a readable set of weights, or too little of it belongs to the backbone.
         """
         chosen = name or path.name.split(".")[0]
-        _check_name(chosen)
+        check_name(chosen)
         state, original = read_weights(path, limits), file_digest(path)
         state, layout, report = _for_backbone(state, backbone_name, path.name, contract, min_share)
         if contract is not None:
@@ -300,7 +318,7 @@ class Vault:
         Raises:
             WeightsError: there is none of that name; the nearest is named.
         """
-        _check_name(name)
+        check_name(name)
         with self._lock("vault"):
             if name not in self.names():
                 self.entry(name)  # says which is near
@@ -335,6 +353,13 @@ class Vault:
                 "Nothing was kept; try again, or another server."
             )
         return part.replace(path)
+
+    def _fault_of(self, entry: VaultEntry) -> str | None:
+        fault = _fault_of(self._weights_of(entry), entry.sha256)
+        if fault is not None or entry.trained_on is None:
+            return fault
+        lost = _fault_of(self.folder / entry.name / list_name(entry.trained_on), entry.trained_on) is not None
+        return "have no whole list of the images they were trained on beside them" if lost else None
 
     def _weights_of(self, entry: VaultEntry) -> Path:
         path = self.folder / entry.name / _file_name(entry.sha256)
@@ -507,7 +532,12 @@ def _contract_of(row: Backbone) -> InputContract:
     return InputContract(channels=len(row.mean), mean=row.mean, std=row.std)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse what cannot name an entry.
+
+    Raises:
+        WeightsError: says what can.
+    """
     if not _NAME.fullmatch(name):
         raise WeightsError(
             f"'{name[:100]}' cannot name an entry of the vault: letters, digits, dots, dashes and underscores, 100 at "
@@ -523,17 +553,22 @@ def _check_values(state: Mapping[str, Tensor]) -> None:
             raise WeightsError(f"The weights hold values that are not numbers, first in '{key[:100]}': damaged.")
 
 
-def _fault_of(path: Path, entry: VaultEntry) -> str | None:
+def _fault_of(path: Path, sha256: str) -> str | None:
     try:
         if not path.is_file():
             return "are missing"
-        return None if file_digest(path) == entry.sha256 else "were altered"
+        return None if file_digest(path) == sha256 else "were altered"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
 def _anew(name: str) -> str:
     return f"Remove it (medtl weights remove {name}) and add or fetch it again."
+
+
+def list_name(sha256: str) -> str:
+    """Name the file that holds the hashes of the images an entry was trained on."""
+    return f"{sha256[:32]}.hashes.txt"
 
 
 def _file_name(sha256: str) -> str:

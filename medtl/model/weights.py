@@ -489,7 +489,9 @@ def load_staged(
     """
     own, head = network.state_dict(), f"{OURS}{HEAD}."
     wanted = {
-        key: key.split(".")[1] for key in own if not key.startswith(head) and not key.endswith("num_batches_tracked")
+        key: key.split(".")[1]
+        for key in own
+        if key.startswith(OURS) and not key.startswith(head) and not key.endswith("num_batches_tracked")
     }
     given = _fit_shapes({key: value for key, value in state.items() if not key.startswith(head)}, own)
     return _load(network, given, wanted, replace(report, layout="medtl"), min_share, name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.figure import Figure
 
-from medtl.records import Evaluation, FoldScores, Score
+from medtl.records import Comparison, Evaluation, FoldScores, Score
 from medtl.report.figures import COLOURS, INK, STYLE, as_svg, drawable
 from medtl.report.page import as_data, sealed
 from medtl.report.tables import Table
@@ -30,6 +30,7 @@ class Design:
     patients: int
     patients_known: bool
     limits: Sequence[str] = ()
+    comparison: Comparison | None = None  # with the same network from scratch
 
 
 def render(evaluation: Evaluation, design: Design) -> str:

@@ -10,7 +10,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
 import numpy as np
@@ -28,6 +28,9 @@ from medtl.report.figures import COLOURS, FAINT, INK, MOST_CURVES, STYLE, as_svg
 from medtl.report.page import as_data, sealed
 from medtl.report.tables import ScoreGroup, Table
 from medtl.report.words import DASH, Headline, compact, find_score, interval, label_score, metric_name, number
+
+if TYPE_CHECKING:
+    from medtl.report.viewer import Viewed
 
 SECTIONS: Mapping[str, str] = {
     "summary": "Summary",
@@ -79,6 +82,7 @@ class MaskCase:
     worst: bool  # one of the worst, else of the best
     results: tuple[MaskResult, ...]
     pictures: tuple[Picture, ...]
+    viewed: Viewed | None = None  # for the viewer, where there is one and the scan is small enough
 
     @property
     def dice(self) -> float | None:
@@ -101,6 +105,7 @@ class MaskFacts(Facts):
     quality: MaskQuality | None = None
     quality_scores: tuple[Score, ...] = ()  # of the test part
     unit: Literal["mm", "pixels"] = "mm"
+    viewer: str | None = None  # name of the page beside this one that shows the cases themselves
 
     @property
     def volume_unit(self) -> str:
@@ -254,8 +259,9 @@ def quality_sentence(facts: MaskFacts) -> str:
     return (
         f"Without a true mask, the Dice of a study is foretold by {how} {len(made.features)} numbers of uncertainty, "
         f"learned on {made.studies:,} validation studies ({made.reason}). A study is flagged where less than "
-        f"{made.fail_below:g} is foretold; of {made.failures:,} failures on validation {made.failures_flagged:,} were, "
-        f"and {made.flagged - made.failures_flagged:,} studies that had not failed."
+        f"{made.fail_below:g} is foretold, or nothing, as where a structure is not outlined at all; of "
+        f"{made.failures:,} failures on validation {made.failures_flagged:,} were, and "
+        f"{made.flagged - made.failures_flagged:,} studies that had not failed."
     )
 
 
@@ -366,8 +372,15 @@ def _component_table(facts: MaskFacts) -> Table | None:
     if not facts.components:
         return None
     kept = {"all": "all parts", "largest": "the largest part alone"}
-    rows = tuple((one.structure, kept[one.keep], one.reason) for one in facts.components)
-    return Table("What is kept of the parts of a structure", ("Structure", "Kept", "Reason"), rows)
+    rows = tuple(
+        (
+            one.structure, kept[one.keep], one.reason,
+            "filled" if one.fill else "left", one.fill_reason or "they were not looked at",
+        )
+        for one in facts.components
+    )  # fmt: skip
+    head = ("Structure", "Kept", "Reason", "Holes", "Reason")
+    return Table("What is kept of the parts of a structure, and what becomes of holes in it", head, rows)
 
 
 def _plan_table(plan: GridPlan) -> Table:
@@ -567,7 +580,7 @@ def pictures(
         raise ValueError("pictures of a volume want to know how it is turned")
     drawn = []
     for fixed, plane in enumerate(_PLANES[axis]):
-        place = _fullest(truth, predicted, fixed)
+        place = fullest(truth, predicted, fixed)
         cut = [_upright(np.take(part, place, fixed), fixed, axis) for part in (image, truth, predicted)]
         others = [size for number_, size in enumerate(spacing_mm) if number_ != fixed]
         spacing = others[::-1] if fixed and _lies(fixed, axis) else others
@@ -575,7 +588,7 @@ def pictures(
     return tuple(drawn)
 
 
-def _fullest(truth: AnyArray, predicted: AnyArray, fixed: int) -> int:
+def fullest(truth: AnyArray, predicted: AnyArray, fixed: int) -> int:
     """Give the plane with the most of the true masks; of the predicted ones, else the middle, where there are none."""
     others = tuple(other for other in range(3) if other != fixed)
     for mask in (truth, predicted):

@@ -1,8 +1,9 @@
 """Turn facts into one self-contained HTML page.
 
 Nothing is fetched and nothing runs: a content security policy allows the one inline style sheet, by its digest, and
-images that lie in the page itself. Text from data is escaped by the template engine; characters that would steer the
-reader's eye or terminal (control, bidirectional override) are replaced.
+images that lie in the page itself; on a page with a script (the viewer's) that one too, by its digest. Text from data
+is escaped by the template engine; characters that would steer the reader's eye or terminal (control, bidirectional
+override) are replaced.
 """
 
 from __future__ import annotations
@@ -39,20 +40,30 @@ def render(facts: Facts) -> str:
     )
 
 
-def sealed(template: str, **values: Any) -> str:
-    """Write a page that fetches nothing and runs nothing: its policy allows its own style sheet and images within it.
+def sealed(template: str, *, style_sheet: str = "page.css", script: str | None = None, **values: Any) -> str:
+    """Write a page that fetches nothing and runs nothing but what is given here.
+
+    Its policy allows its own style sheet and its own script, both by their digests, and images within it.
 
     Args:
-        template: name of a file of this folder; it prints ``policy`` and ``style``.
+        template: name of a file of this folder; it prints ``policy``, ``style`` and, where one is given, ``script``.
+        style_sheet: name of a file of this folder.
+        script: source of a module that holds nothing from data.
     """
     templates = environment()
-    style = templates.get_template("page.css").render()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    style = templates.get_template(style_sheet).render()
+    scripts = "" if script is None else f" script-src '{_digest(script)}';"
     return templates.get_template(template).render(
         style=Markup(style),  # noqa: S704  our own file, without a variable in it
-        policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'",
+        script=None if script is None else Markup(script),  # noqa: S704  a program, allowed by its digest alone
+        policy=f"default-src 'none'; style-src '{_digest(style)}';{scripts} img-src data:; base-uri 'none'; "
+        "form-action 'none'",
         **values,
     )
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _figures(facts: Facts) -> dict[str, str | None]:

@@ -52,7 +52,9 @@ def write_masked(folder: Path, patients: int = 16, seed: int = 0) -> Path:
         shape = (28 + patient % 4, 30, 14)
         place = np.moveaxis(np.indices(shape), 0, -1) * (1.2, 1.1, 2.0)
         values, mask = rng.normal(300, 40, shape), np.zeros(shape, np.uint8)
-        for label, centre in enumerate(rng.uniform((9, 10, 10), (13, 22, 18), (2, 3)) + [(0, 0, 0), (12, 0, 0)], 1):
+        for label, centre in enumerate(
+            rng.uniform((9, 10, 10), (13, 22, 18), (2, 3)) + np.array(((0, 0, 0), (12, 0, 0))), 1
+        ):
             inside = np.linalg.norm(place - centre, axis=-1) < rng.uniform(5, 6.5)
             values[inside], mask[inside] = values[inside] + 250 * label, label
         for kind, array in (("images", values.astype(np.int16)), ("masks", mask)):
@@ -100,6 +102,14 @@ def test_the_same_command_again_computes_nothing(finished: tuple[Path, dict[str,
     assert again["reused"] and again["digests"] == summary["digests"]
 
 
+def test_another_title_looks_at_the_test_part_no_second_time(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = finished
+    other = medtl("run", folder / "balls.yaml", "--set", "report.title=Two balls")
+    assert other["metrics"] == summary["metrics"] and "Two balls" in Path(other["report"]).read_text()
+    actions = [event["action"] for event in AuditLog(folder / "workspace").events()]
+    assert actions.count("test.opened") == 1 and actions.count("masks.made") == 2
+
+
 def test_every_byte_of_it_is_on_the_trail(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     assert medtl("audit", "verify", "--workspace", folder / "workspace")["faults"] == []
@@ -113,6 +123,10 @@ def test_masks_of_new_scans_come_out_on_their_own_voxels(finished: tuple[Path, d
     assert told["scans"] == 2
     masks = sorted(out.glob("*.nii.gz"))
     assert len(masks) == 2
+    settings = ("--set", "model.inference.way=windows", "--set", "model.inference.overlap=0.2")
+    medtl("predict", folder / "balls.yaml", "--scans", new / "images", "--out", tmp_path / "again", *settings)
+    for path in masks:  # what a release was measured with is what it serves with
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
     dice = []
     truth = {nibabel.load(p).shape: nibabel.load(p) for p in (new / "masks").iterdir()}
     for path in masks:
@@ -154,3 +168,28 @@ def test_a_verb_that_is_for_diagnosis_says_so(finished: tuple[Path, dict[str, An
         command = [sys.executable, "-m", "pipelines.cli", verb, str(folder / "balls.yaml")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert done.returncode == 2 and "segmentation" in done.stderr, verb
+
+
+def test_the_viewer_of_its_cases_comes_along_with_the_report(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, summary = finished
+    for name, text in {
+        "ipyniivue/static/widget.js": 'const saved="export%7BNVImage%2CNiivue%2CSLICE_TYPE%7D%3B";',
+        "ipyniivue-2.4.4.dist-info/METADATA": "Metadata-Version: 2.4\nName: ipyniivue\nVersion: 2.4.4\n",
+        "ipyniivue-2.4.4.dist-info/licenses/LICENSE": "BSD",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "ipyniivue/__init__.py").write_text("raise RuntimeError('it is read, never run')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    again = medtl("run", folder / "balls.yaml")
+    page = Path(again["report"])
+    viewer = page.with_name(f"{page.stem}-viewer.html")
+    assert f'href="{viewer.name}"' in page.read_text()
+    text = viewer.read_text()
+    assert text.count('id="image-') == summary["split"]["test"]
+    assert not any(word in text for word in ("patient-", "case1", str(folder)))
+    assert medtl("audit", "verify", "--workspace", folder / "workspace")["faults"] == []
+    viewer.write_text(text + " ")
+    assert medtl("audit", "verify", "--workspace", folder / "workspace", code=1)["faults"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from medtl.config import SplitConfig
 from medtl.dataset.io import read_split, write_split
 from medtl.dataset.leaks import crossings
-from medtl.dataset.split import split_cohort
+from medtl.dataset.split import hold_out, split_cohort
 from medtl.errors import SplitError, StorageError
 from medtl.records import PARTS, Cohort, Leak, Split, Study
 
@@ -47,6 +47,25 @@ def cohorts(draw: st.DrawFn) -> Cohort:
     for first, second in draw(st.lists(st.tuples(*[st.integers(0, len(studies) - 1)] * 2), max_size=3)):
         studies[second] = replace(studies[second], pixel_digest=studies[first].pixel_digest)
     return cohort(*studies)
+
+
+@given(cohorts(), st.integers(0, 3))
+def test_scans_without_labels_are_held_out_by_patient_and_none_is_left_for_testing(given_: Cohort, seed: int) -> None:
+    near = ((given_.studies[0].pixel_digest, given_.studies[-1].pixel_digest),)
+    split = hold_out([replace(s, target=()) for s in given_.studies], 0.2, seed, near)
+    found = sides(split)
+    assert sorted(found) == [s.study_id for s in given_.studies] and not split.test
+    assert found[given_.studies[0].study_id] == found[given_.studies[-1].study_id]
+    seen: dict[str, set[str]] = defaultdict(set)
+    for one in given_.studies:
+        seen[one.patient].add(found[one.study_id])
+    assert all(len(where) == 1 for where in seen.values())
+    assert 0.1 < len(split.val) / len(found) < 0.35
+
+
+def test_one_patient_is_too_few_to_hold_anybody_out() -> None:
+    with pytest.raises(SplitError, match=r"1 patients are too few .* dataset\.split\.val"):
+        hold_out([study(0), study(1, patient="p-0")], 0.2, 0)
 
 
 @given(cohorts(), st.integers(0, 3))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from medtl.config import PatchesConfig
 from medtl.dataset.io import MASKS, VALUES, VOLUMES, read_volumes, write_volumes
+from medtl.dataset.patches import Patches
 from medtl.errors import PlanError, StorageError
 from medtl.records import AnyArray, FloatArray, GridPlan, Structure
 
@@ -45,6 +48,15 @@ def test_places_lie_in_their_structure_and_not_where_nothing_counts(tmp_path: Pa
             codes = volumes.codes(number)
             assert np.all(codes[tuple(places.T)] == structure + 1)
             assert len(places) == np.sum(codes == structure + 1)
+
+
+def test_scans_without_structures_are_packed_and_patches_come_from_anywhere(tmp_path: Path) -> None:
+    plan = replace(PLAN, structures=())
+    write_volumes(tmp_path, ((name, image, np.zeros_like(codes)) for name, image, codes in items()), plan)
+    volumes = read_volumes(tmp_path)
+    assert volumes.counts == ((), ()) and np.array_equal(volumes.image(0), next(items())[1].astype(np.float16))
+    images, codes = Patches(volumes, [0, 1], plan, PatchesConfig(), 0).step(0, 0, 0)
+    assert images.shape == (2, 1, 8, 8, 8) and not codes.any() and images.std() > 0.5
 
 
 def test_of_a_large_structure_some_thousand_places_are_kept_everywhere_in_it(tmp_path: Path) -> None:

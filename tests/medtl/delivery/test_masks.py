@@ -31,7 +31,6 @@ from medtl.delivery.masks import (
     Algorithm,
     Drawn,
     dicom_seg,
-    labels_of,
     mask_nifti,
     mask_png,
     meaning_of,
@@ -218,17 +217,6 @@ def test_a_mask_of_an_image_is_a_png() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- codes
-
-
-def test_codes_become_the_values_of_the_training_masks() -> None:
-    plan = plan_of(Structure("a", (3, 5)), Structure("b", (700,)))
-    assert labels_of(np.array([0, 1, 2, 255], np.uint8), plan).tolist() == [0, 3, 700, 0]
-
-
-def test_overlapping_codes_become_the_value_that_says_the_same() -> None:
-    # bit 0 whole, 1 core, 2 active; a core outside of the whole is nearest to nothing
-    found = labels_of(np.array([0, 0b001, 0b011, 0b111, 0b010, 255], np.uint8), overlapping())
-    assert found.tolist() == [0, 2, 1, 4, 0, 0]
 
 
 @settings(derandomize=True, deadline=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.metrics import DiceMetric, SurfaceDistanceMetric
-from PIL import Image
 from scipy import ndimage
-from sklearn.metrics import roc_auc_score
 
 from medtl.config import EvaluationConfig, GateConfig, MasksConfig, PromotionConfig, UncertaintyConfig
 from medtl.errors import SplitError, StorageError
@@ -21,22 +19,18 @@ from medtl.evaluation import io
 from medtl.evaluation.masks import (
     assess_masks,
     choose_components,
+    choose_holes,
     compare_masks,
     dice_of_codes,
-    fit_quality,
-    foretell,
     lesions_of,
     measure_case,
-    pixel_auroc,
-    pixel_ranks,
-    pixel_scores,
     pool_masks,
-    quality_scores,
     telling_masks,
 )
 from medtl.evaluation.overlap import MASK_METRICS
+from medtl.evaluation.pixels import pixel_ranks
 from medtl.evaluation.surfaces import measure
-from medtl.records import MaskResult, Structure
+from medtl.records import MaskQuality, MaskResult, Structure
 from medtl.registry.promotion import check
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -203,6 +197,14 @@ def test_structures_shown_are_counted_as_a_table_of_two_by_two() -> None:
     assert assess_masks(results, CONFIG, seed=0).confusion == ((0, 1), (1, 1), (3, 0), (0, 0))
 
 
+def test_pixels_of_pictures_are_scored_beside_their_masks() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random((6, 50)) < 0.4
+    ranks = [pixel_ranks(f"s{i}", f"p{i}", (one + rng.random(50)) / 2, one) for i, one in enumerate(truth)]
+    found = assess_masks([result(i, 0.5) for i in range(6)], CONFIG, seed=0, unit="pixels", pixels={"a": ranks})
+    assert {one.metric: one.value for one in found.scores if one.label == "a"}["pixel_auroc"] == 1.0
+
+
 def test_conventions_are_said() -> None:
     config = EvaluationConfig(uncertainty=FEW, masks=MasksConfig(tolerance_mm=2, lesions=True))
     said = " ".join(assess_masks([result(0, 0.5), result(1, 0.6)], config, seed=0, unit="pixels").notes)
@@ -277,47 +279,6 @@ def test_models_of_other_studies_are_not_compared() -> None:
         compare_masks([result(0, 0.5)], [result(1, 0.5)], ("one", "other"), CONFIG, seed=0)
 
 
-@SOME
-@given(seed=st.integers(0, 9999))
-def test_the_auroc_of_pixels_is_that_of_scikit_learn_also_with_ties(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    probability = np.round(rng.random((9, 11)), int(rng.integers(1, 4))).astype(np.float32)
-    truth, counts = rng.random((9, 11)) < 0.3, rng.random((9, 11)) < 0.8
-    if 0 < truth[counts].sum() < counts.sum():
-        expected = roc_auc_score(truth[counts], probability[counts])
-        assert pixel_auroc(probability, truth, counts) == pytest.approx(expected, abs=1e-12)
-
-
-def test_an_image_without_the_structure_has_no_auroc_of_pixels() -> None:
-    assert pixel_auroc(np.zeros((3, 3), np.float32), np.zeros((3, 3), bool)) is None
-
-
-def test_pooled_pixels_are_those_of_all_images_put_together() -> None:
-    rng = np.random.default_rng(7)
-    images = [(rng.random((8, 8)).astype(np.float32), rng.random((8, 8)) < share) for share in (0.1, 0.5, 0.0, 0.3)]
-    ranks = [pixel_ranks(f"s{i}", f"p{i}", *one) for i, one in enumerate(images)]
-    pooled, mean = pixel_scores("vessel", ranks, FEW, seed=0)
-    assert pooled.value == pytest.approx(
-        roc_auc_score(np.ravel([t for _, t in images]), np.ravel([p for p, _ in images]))
-    )
-    assert mean.value == pytest.approx(np.mean([roc_auc_score(t.ravel(), p.ravel()) for p, t in images if t.any()]))
-    assert "1 of 4 images left out" in mean.note
-    assert pooled.low is not None and pooled.low < pooled.value < (pooled.high or 0)
-
-
-def test_drawn_images_give_the_auroc_of_their_pixels() -> None:
-    from medtl.evaluation.masks import _ahead, _pooled_auroc
-
-    rng = np.random.default_rng(8)
-    images = [(rng.random(50).astype(np.float32), rng.random(50) < 0.4) for _ in range(3)]
-    ranks = [pixel_ranks(f"s{i}", f"p{i}", *one) for i, one in enumerate(images)]
-    ahead = np.array([[_ahead(a.inside, b.outside) for b in ranks] for a in ranks])
-    sizes = np.array([[len(a.inside), len(a.outside)] for a in ranks], dtype=float)
-    drawn = [0, 0, 2]
-    expected = roc_auc_score(np.ravel([images[i][1] for i in drawn]), np.ravel([images[i][0] for i in drawn]))
-    assert _pooled_auroc(ahead, sizes, np.array([[2.0, 0, 1]]))[0] == pytest.approx(expected)
-
-
 def test_the_largest_part_alone_is_kept_where_validation_is_better_by_it() -> None:
     whole, largest = np.array([[0.8, 0.9], [0.7, np.nan]]), np.array([[0.9, 0.5], [0.7, np.nan]])
     choices = choose_components(whole, largest, ("liver", "metastases"), MasksConfig())
@@ -330,55 +291,22 @@ def test_the_largest_part_alone_is_kept_where_validation_is_better_by_it() -> No
     assert [one.keep for one in equal] == ["all", "all"]
     unseen = choose_components(np.full((2, 1), np.nan), np.full((2, 1), np.nan), ("liver",), MasksConfig())
     assert (unseen[0].keep, unseen[0].dice_all) == ("all", None)
+    assert unseen[0].reason == "no validation study shows the structure"
 
 
-def doubts(dice: Array, noise: float, seed: int = 0) -> list[dict[str, float]]:
-    rng = np.random.default_rng(seed)
-    return [{"disagreement": float(1 - d + rng.normal(0, noise)), "noise": float(rng.random())} for d in dice]
-
-
-@pytest.mark.parametrize("bent", [False, True])
-def test_dice_is_foretold_from_what_tells_it_and_failures_are_flagged(bent: bool) -> None:
-    dice = np.random.default_rng(4).uniform(0.4, 0.95, 60)
-    ids, people = [f"s{i}" for i in range(60)], [f"p{i // 2}" for i in range(60)]
-    given_ = doubts(dice, 0.02)
-    if bent:
-        given_ = [{"disagreement": 1.0 if one["disagreement"] > 0.3 else one["disagreement"] / 50} for one in given_]
-    quality = fit_quality(given_, dice, ids, people, MasksConfig(), seed=0)
-    assert quality.method == ("isotonic" if bent else "linear")
-    assert quality.error is not None and quality.error_of_the_mean is not None
-    assert quality.error < 0.5 * quality.error_of_the_mean
-    assert quality.failures_flagged >= 0.9 * quality.failures > 0
-    fresh = np.random.default_rng(5).uniform(0.4, 0.95, 40)
-    unseen = doubts(fresh, 0.02, seed=1)
-    if not bent:
-        foretold = foretell(quality, unseen)
-        assert np.abs(foretold - fresh).mean() < 0.05
-        scores = quality_scores(quality, foretold, fresh, ids[:40], people[:40], FEW, seed=0)
-        assert [one.metric for one in scores] == ["dice_foretold_error", "flagged", "failures_flagged"]
-        assert scores[2].value is not None and scores[2].value > 0.8
-
-
-def test_numbers_that_tell_nothing_foretell_nothing() -> None:
-    rng = np.random.default_rng(6)
-    dice, ids = rng.uniform(0.6, 0.9, 40), [f"s{i}" for i in range(40)]
-    quality = fit_quality([{"noise": float(v)} for v in rng.random(40)], dice, ids, ids, MasksConfig(), seed=0)
-    assert quality.method == "none" and "no number of uncertainty" in quality.reason
-    assert np.isnan(foretell(quality, [{"noise": 0.3}])).all()
-
-
-def test_few_patients_and_unknown_numbers_leave_no_rule_and_no_value() -> None:
-    dice = np.linspace(0.4, 0.9, 9)
-    ids = [f"s{i}" for i in range(9)]
-    quality = fit_quality(doubts(dice, 0.0), dice, ids, ids, MasksConfig(), seed=0)
-    assert quality.method == "none" and "9 patients" in quality.reason
-    many = np.linspace(0.4, 0.9, 30)
-    names = [f"s{i}" for i in range(30)]
-    learned = fit_quality(doubts(many, 0.01), many, names, names, MasksConfig(), seed=0)
-    assert np.isnan(foretell(learned, [{}, {"disagreement": None, "noise": 0.1}])).all()
-    partly = [one | {"views": None, "noise": None if i == 0 else 0.5} for i, one in enumerate(doubts(many, 0.01))]
-    without = fit_quality(partly, many, names, names, MasksConfig(), seed=0)
-    assert (without.method, without.features, without.studies) == ("linear", ("disagreement", "noise"), 29)
+def test_holes_are_filled_where_validation_is_better_by_it_and_parts_stay_as_chosen() -> None:
+    left, filled = np.array([[0.8, 0.9], [0.7, np.nan]]), np.array([[0.9, 0.5], [0.7, np.nan]])
+    parts = choose_components(left, filled, ("bladder", "vessel"), MasksConfig())
+    choices = choose_holes(parts, left, filled, MasksConfig())
+    assert [(one.keep, one.fill) for one in choices] == [("largest", True), ("all", False)]
+    assert "of 2 validation studies: 0.8000 with holes filled, 0.7500 with holes left" in choices[0].fill_reason
+    assert (choices[1].dice_open, choices[1].dice_filled) == (0.9, 0.5)
+    told = choose_holes(parts, left, filled, MasksConfig(holes="fill"))
+    assert [(one.fill, one.fill_reason) for one in told] == [(True, "as the configuration says")] * 2
+    assert not any(one.fill for one in choose_holes(parts, left, filled, MasksConfig(holes="keep")))
+    assert not any(one.fill for one in choose_holes(parts, left, left, MasksConfig()))
+    unseen = choose_holes(parts[:1], left[:, :1] * np.nan, filled[:, :1], MasksConfig())
+    assert unseen == (replace(parts[0], fill_reason="no validation study shows the structure"),)
 
 
 def test_the_worst_and_the_best_are_shown_and_no_patient_twice() -> None:
@@ -390,8 +318,8 @@ def test_the_worst_and_the_best_are_shown_and_no_patient_twice() -> None:
 def test_what_was_measured_comes_back_from_the_disk(tmp_path: Path) -> None:
     results = case(*codes(3), lesions=True)
     choices = choose_components(np.array([[0.8]]), np.array([[0.9]]), ("liver",), MasksConfig())
-    dice, ids = np.linspace(0.4, 0.9, 30), [f"s{i}" for i in range(30)]
-    quality = fit_quality(doubts(dice, 0.01), dice, ids, ids, MasksConfig(), seed=0)
+    choices = choose_holes(choices, np.array([[0.9]]), np.array([[0.95]]), MasksConfig())
+    quality = MaskQuality("isotonic", "error 0.1", ("entropy",), 0.7, feature=0, knots=((0.1, 0.9), (0.3, 0.6)))
     io.write_mask_results(tmp_path, results)
     io.write_components(tmp_path, choices)
     io.write_quality(tmp_path, quality)
@@ -401,24 +329,3 @@ def test_what_was_measured_comes_back_from_the_disk(tmp_path: Path) -> None:
     (tmp_path / io.MASKS).write_text("[{}]")
     with pytest.raises(StorageError):
         io.read_mask_results(tmp_path)
-
-
-def picture(path: Path) -> Array:
-    with Image.open(path) as opened:
-        return np.asarray(opened)
-
-
-@pytest.mark.data
-def test_pixels_of_real_retinas_are_ranked_inside_the_field_of_view_as_scikit_learn_ranks_them() -> None:
-    root = Path(os.environ["MEDTL_TEST_DATA"]) / "data" / "drive"
-    ranks, told, true = [], [], []
-    for number in range(21, 24):
-        dark = 1 - picture(root / "images" / f"{number}_training.tif")[..., 1] / np.float32(255)
-        vessel = picture(root / "1st_manual" / f"{number}_manual1.gif") > 0
-        field = picture(next((root / "mask").glob(f"{number}_*.gif"))) > 0
-        ranks.append(pixel_ranks(f"s{number}", f"p{number}", dark, vessel, field))
-        told.append(dark[field])
-        true.append(vessel[field])
-    pooled, mean = pixel_scores("vessel", ranks, FEW, seed=0)
-    assert pooled.value == pytest.approx(roc_auc_score(np.concatenate(true), np.concatenate(told)), abs=1e-12)
-    assert mean.value == pytest.approx(np.mean([roc_auc_score(t, p) for t, p in zip(true, told, strict=True)]))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medtl.config import InferenceConfig, ModelConfig
 from medtl.errors import ConfigError, ModelError
-from medtl.model.inference import Doubt, Quality, choose_way, codes, predict_grid, predict_slabs, quality
+from medtl.model.inference import Doubt, Quality, choose_way, codes, predict_grid, predict_slabs
 from medtl.model.reach import bytes_per_voxel, reach_of
 from medtl.model.segmenter import SegmenterNetwork, Whole, build
 from medtl.model.surgery import HEAD
@@ -298,6 +298,14 @@ def test_regions_get_a_sigmoid_each() -> None:
     with torch.no_grad():
         wanted = network(torch.from_numpy(image)[None]).sigmoid()[0].numpy()
     np.testing.assert_allclose(predicted(network, image, plan), wanted, atol=1e-6)
+
+
+def quality(probabilities: FloatArray, plan: GridPlan) -> Quality:
+    """See one prediction slice by slice."""
+    doubt = Doubt(plan)
+    for number in range(probabilities.shape[1]):
+        doubt.see(probabilities[:, number])
+    return doubt.quality
 
 
 def test_certainty_has_no_entropy_and_an_absent_structure_has_none_to_tell() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,27 @@ def test_flat_weights_are_inflated_into_an_encoder_of_volumes(tmp_path: Path) ->
     kernel = network.state_dict()["stages.layer1.0.0.conv1.weight"]
     assert report.share == 1.0
     torch.testing.assert_close(kernel.sum(2), source.state_dict()["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("depth", [10, 18])
+def test_medicalnets_checkpoint_arrives_in_an_encoder_of_volumes(depth: int, tmp_path: Path) -> None:
+    name = f"monai_resnet{depth}_3d"
+    torch.manual_seed(7)
+    source = source_network(name, 64).state_dict()
+    published = {f"module.{key}": value for key, value in source.items() if not key.startswith("fc.")}
+    network, report = build(grid(3), ModelConfig(backbone=name), 0, saved(tmp_path, published))
+    assert report.share == 1.0 and report.missing == () and report.layout == "native, without 'module.'"
+    assert set(report.shares) == set(network.stage_names) - {"head"} and set(report.shares.values()) == {1.0}
+    own = network.state_dict()
+    stem = next(key for key in own if key.startswith("stages.stem.") and own[key].shape == source["conv1.weight"].shape)
+    assert torch.equal(own[stem], source["conv1.weight"])
+    assert torch.equal(own["stages.layer4.0.0.conv2.weight"], source["layer4.0.conv2.weight"])
+
+
+def test_weights_of_another_network_are_refused_with_its_name(tmp_path: Path) -> None:
+    weights = replace(saved(tmp_path, make("dynunet", grid()).state_dict()), network="dynunet")
+    with pytest.raises(WeightsError, match=r"are of a 'dynunet', and this network is 'encoder_unet'\. Set model\.segm"):
+        build(grid(), ModelConfig(backbone=NARROW[2]), 0, weights)
 
 
 def test_frozen_stages_take_no_gradient_and_change_no_number() -> None:

@@ -38,7 +38,7 @@ from medtl.model.backbones import BACKBONES, WeightsSource
 from medtl.model.download import Patience, base_address, download
 from medtl.model.pickles import PickleLimits
 from medtl.model.surgery import source_network
-from medtl.model.vault import Vault, imagenet_name, read_weights, resolve_weights
+from medtl.model.vault import Vault, imagenet_name, list_name, read_weights, resolve_weights
 from medtl.model.weights import InputContract
 from medtl.progress import listening
 
@@ -66,6 +66,21 @@ def test_an_entry_says_where_it_comes_from_and_what_it_was_trained_to_see(vault:
     assert (found.sha256, found.source, found.contract) == (entry.sha256, "vault:mine", contract)
     assert hashlib.sha256(found.path.read_bytes()).hexdigest() == entry.sha256
     assert torch.equal(read_weights(found.path)["b.weight"], STATE["b.weight"])
+
+
+def test_the_images_that_weights_were_trained_on_are_listed_beside_them(vault: Vault) -> None:
+    entry = vault.add("mine", "dynunet", STATE, "ward 7", trained_on=("ab" * 16, f"near:{'cd' * 32}"))
+    assert entry.trained_on is not None
+    path = vault.folder / "mine" / list_name(entry.trained_on)
+    assert path.read_text() == f"{'ab' * 16}\nnear:{'cd' * 32}\n"
+    found = vault.find("mine")
+    assert found is not None and found.network == "dynunet"
+    path.write_text("")
+    assert "list of the images" in vault.verify()[0].what
+    with pytest.raises(WeightsError, match=r"no whole list of the images.*medtl weights remove mine"):
+        vault.find("mine")
+    assert vault.add("mine", "dynunet", STATE, "ward 7").trained_on is None
+    assert not list((vault.folder / "mine").glob("*.hashes.txt")) and vault.verify() == ()
 
 
 def test_replacing_keeps_the_old_weights_until_the_new_are_whole(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:

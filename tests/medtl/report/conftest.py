@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
+import json
 import os
+import select
+import shutil
+import subprocess
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medtl.config import Config
 from medtl.records import (
@@ -255,3 +264,95 @@ def pytest_runtest_setup(item):
 def facts_maker():
     """Give the function that makes facts: of a task, of classes, with changes."""
     return make_facts
+
+
+class Chromium:
+    """One tab of a headless Chromium, over the DevTools protocol (JSON, each message closed by a zero byte)."""
+
+    def __init__(self, folder):
+        inward, outward = os.pipe(), os.pipe()
+        program = shutil.which("chromium") or shutil.which("chromium-browser") or "google-chrome"
+        flags = ["--headless=new", "--remote-debugging-pipe", f"--user-data-dir={folder}", "--no-first-run"]
+        flags += ["--disable-background-networking", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        flags += ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # WebGL without a GPU
+        flags += ["--no-sandbox"] if os.geteuid() == 0 else []
+        joined = f'exec "$@" 3<&{inward[0]} 4>&{outward[1]}'
+        self.process = subprocess.Popen(
+            ["bash", "-c", joined, "bash", program, *flags, "about:blank"],
+            pass_fds=(inward[0], outward[1]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(inward[0])
+        os.close(outward[1])
+        self.write, self.read, self.rest = inward[1], outward[0], b""
+        self.numbers, self.events, self.session = itertools.count(1), [], None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method, **params):
+        number = next(self.numbers)
+        message = {"id": number, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.write, json.dumps(message).encode() + b"\0")
+        answer = self.until(lambda said: said.get("id") == number)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def until(self, wanted, seconds=60):
+        end = time.monotonic() + seconds
+        while True:
+            while b"\0" in self.rest:
+                line, self.rest = self.rest.split(b"\0", 1)
+                said = json.loads(line)
+                self.events.append(said)
+                if wanted(said):
+                    return said
+            assert select.select([self.read], [], [], max(0, end - time.monotonic()))[0], "Chromium does not answer"
+            self.rest += os.read(self.read, 1 << 20)
+
+    def open(self, path, width, dark=False):
+        self.events.clear()
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self.call("Page.navigate", url=path.as_uri())
+        self.until(lambda said: said.get("method") == "Page.loadEventFired")
+        time.sleep(0.3)  # for a late request
+
+    def ask(self, expression):
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def wait(self, expression, seconds=60):
+        end = time.monotonic() + seconds
+        while not self.ask(expression):
+            assert time.monotonic() < end, f"{expression} does not come true"
+            time.sleep(0.1)
+
+    def photograph(self, path):
+        taken = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
+        path.write_bytes(base64.b64decode(taken))
+        return np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("L"))
+
+    def named(self, method):
+        return [said["params"] for said in self.events if said.get("method") == method]
+
+    def requests(self):
+        return [said["request"]["url"] for said in self.named("Network.requestWillBeSent")]
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(30)
+        os.close(self.read)
+        os.close(self.write)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Give a tab of a Chromium, the same to all."""
+    made = Chromium(tmp_path_factory.mktemp("chromium"))
+    yield made
+    made.close()

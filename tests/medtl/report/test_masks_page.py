@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from medtl.config import Config, EvaluationConfig, MasksConfig, UncertaintyConfig
-from medtl.evaluation.masks import assess_masks, choose_components, compare_masks, measure_case
+from medtl.evaluation.masks import assess_masks, choose_components, choose_holes, compare_masks, measure_case
 from medtl.records import Checkpoint, Cohort, Epoch, GridPlan, LoadReport, MaskQuality, Phase, Score, Structure
 from medtl.report.io import write_mask_report
 from medtl.report.masks import (
@@ -104,8 +104,11 @@ def mask_facts_maker(make_facts):
             "evaluation": assessed(names),
             "results": results,
             "cases": (make_case(results[:2], worst=True), make_case(results[2:4], worst=False)),
-            "components": choose_components(
-                np.full((3, len(names)), 0.8), np.full((3, len(names)), 0.81), names, MasksConfig()
+            "components": choose_holes(
+                choose_components(np.full((3, len(names)), 0.8), np.full((3, len(names)), 0.81), names, MasksConfig()),
+                np.full((3, len(names)), 0.81),
+                np.full((3, len(names)), 0.83),
+                MasksConfig(),
             ),
             "quality": quality,
             "quality_scores": (Score("failures_flagged", "all", 0.8, 0.5, 0.95, 5, 5),),
@@ -139,7 +142,8 @@ def test_sections_come_in_order_and_are_named_and_linked(page):
 @pytest.mark.parametrize(
     "said",
     ["Segmentation report", "outlines 2 structures", "have a mean Dice below 0.7", "Weakest structure", "within 1 mm",
-     "Studies with a mask", "the largest part alone", "0.8100 with the largest part alone", "Empty masks",
+     "Studies with a mask", "the largest part alone", "0.8100 with the largest part alone",
+     "0.8300 with holes filled", "or nothing, as where a structure is not outlined", "Empty masks",
      "Lesions found",
      "Val. Dice", "0.861", "40 × 56 × 40", "sides differ", "2 levels", "of 3 failures on validation 2 were",
      "Among the worst", "r-3f9a1c20", "Children were not studied.", "two readers differ",
