@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -142,12 +143,13 @@ def test_a_killed_training_ends_with_the_same_bits(finished: tuple[Path, dict[st
     _, summary = finished
     path = written(tmp_path)
     command = [sys.executable, "-m", "pipelines.cli", "run", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    with subprocess.Popen(command, **quiet) as process:  # type: ignore[call-overload]
         unfinished = tmp_path / "workspace"
         deadline = time.monotonic() + 120
         while not list(unfinished.rglob("progress.safetensors")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # Prefect's server too
     assert list(unfinished.rglob("progress.safetensors")), "it was killed before it saved anything"
     again = medtl("run", path)
     assert again["digests"]["checkpoint"] == summary["digests"]["checkpoint"]
