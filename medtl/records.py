@@ -699,6 +699,43 @@ class NoveltyFindings:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """What a release said of some scans, counted: nothing stands beside a scan or a patient."""
+
+    scans: int
+    patients: int | None  # None: it is not known whose they are
+    answers: Mapping[str, Mapping[str, int]]  # question, answer, scans
+    promised: float | None = None  # share unlike training; None: nothing was promised
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """How the answers to one question lie beside those of the release's own test part."""
+
+    question: str
+    scans: int
+    index: float | None  # population stability index
+    by_chance: float | None  # the index that two samples of the same have on average
+    p_value: float | None  # of no difference (chi-square), corrected for all questions of the release (Holm)
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What a release met in a period."""
+
+    release_id: str
+    uses: int
+    scans: int
+    left_out: int  # items that intake or the release's plan left out
+    strange: Score  # share unlike training
+    promised: float | None
+    shifts: tuple[Shift, ...] = ()
+    alarms: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Subgroup:
     """One group of the test part; counts are ``None`` and scores are missing where they could single somebody out."""
 
@@ -854,3 +891,4 @@ class Explanations:
     cases: tuple[Case, ...]
     sanity: SanityCheck | None
     note: str = ""
+    pointing: tuple[PointingFindings, ...] = ()  # one for each class that was drawn

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medtl.artifacts import file_digest
+from medtl.artifacts import file_digest, read_record
 from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
-from medtl.records import AnyArray, Artifact, Exclusion, FloatArray, Plan, Scan
-from pipelines.examination import weigh
+from medtl.records import AnyArray, Artifact, Exclusion, FloatArray, Plan, Scan, Tally
+from pipelines.examination import TALLY, Weighed, weigh
 from pipelines.results import excluded
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     from medtl.evaluation.io import read_evaluation
     from medtl.model import fit, io
     from medtl.model.predict import look
+    from medtl.monitoring.tally import tally
     from medtl.registry.io import Register
     from medtl.scans.intake import names_of, read_scans
     from medtl.scans.segments import PixelStore
@@ -69,11 +70,11 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
 
     fit.make_deterministic(config.seed, config.model.threads)
     probabilities: FloatArray = np.zeros((0, len(plan.classes)))
-    doubts: tuple[tuple[str, ...], ...] = ()
+    weighed = Weighed()
     if found:
         by_row, inside = look(io.read_network(folder), batches(), plan.task, fit.device_of(config.model))
         features = inside.reshape(len(found), -1, inside.shape[1]).mean(axis=1)
-        probabilities, doubts = weigh(folder, voted(by_row, plan.slices), features, evaluation)
+        probabilities, weighed = weigh(folder, voted(by_row, plan.slices), features, evaluation)
     decisions = table.decide(probabilities, evaluation)
 
     files = source_files(config)
@@ -89,7 +90,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
         [(scan.scan_id, names[scan.scan_id]) for scan in found],
         probabilities,
         decisions,
-        doubts,
+        weighed.doubts,
         plan.classes,
         excluded_here + unfit,
         request.names,
@@ -102,6 +103,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
         "table": file_digest(out),
         "count": len(found),
         "excluded": len(excluded_here) + len(unfit),
+        **counted(tally([scan.patient for scan in found], weighed.counts, weighed.promised), released_with(folder)),
     }
     AuditLog(config.workspace).append("release.applied", release, details=details)
     return {
@@ -111,8 +113,19 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
         "scans": len(found),
         "excluded": dict(Counter(e.code for e in (*excluded(scans), *(e for e, _ in unfit)))),
         "decisions": dict(Counter(decisions)),
-        "doubts": dict(Counter(doubt for one in doubts for doubt in one)),
+        "doubts": dict(Counter(doubt for one in weighed.doubts for doubt in one)),
     }
+
+
+def released_with(folder: Path) -> Tally | None:
+    """Read what a release said of its own test part; a release from before that was counted does not know."""
+    path = folder / TALLY
+    return read_record(path, Tally) if path.is_file() else None
+
+
+def counted(now: Tally | None, then: Tally | None) -> dict[str, Any]:
+    """Give what the trail holds of a use, for drift to be measured by: nothing where it was of too few."""
+    return {} if now is None else {"tally": asdict(now), "released_with": then and asdict(then)}
 
 
 def left_out(config: Config, scans: Artifact, files: Sequence[SourceFile]) -> list[tuple[Exclusion, str]]:

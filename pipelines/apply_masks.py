@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from medtl.artifacts import file_digest
 from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.errors import ModelError, ScanError
 from medtl.progress import advance
-from medtl.records import AnyArray, Artifact, Exclusion, MaskQuality, Scan
+from medtl.records import AnyArray, Artifact, Evaluation, Exclusion, MaskQuality, Scan, Tally
 from pipelines import segmenting, steps
-from pipelines.apply import Request, left_out
+from pipelines.apply import Request, counted, left_out
 
 if TYPE_CHECKING:
     from medtl.delivery.masks import Drawn
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from medtl.scans.sources import SourceFile
 
 TABLE = "predictions.csv"
-_DOUBTED = "the mask may be wrong: a low Dice is foretold, or none can be"
-_NOTHING = "nothing was found"
+DOUBTED = "the mask may be wrong: a low Dice is foretold, or none can be"
+NOTHING = "nothing was found"
+_IS_DOUBTED = "mask doubted"  # the question, where drift is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ def apply_segmentation(config: Config, scans: Artifact, request: Request, entry:
     from medtl.dataset import grid
     from medtl.delivery.io import write_table
     from medtl.delivery.masks import volumes_table
-    from medtl.evaluation.io import read_components, read_quality
+    from medtl.evaluation.io import read_components, read_evaluation, read_quality
+    from medtl.monitoring.tally import tally
     from medtl.scans.intake import files_of, names_of, read_scans
     from medtl.scans.segments import PixelStore
 
@@ -59,6 +63,7 @@ def apply_segmentation(config: Config, scans: Artifact, request: Request, entry:
     out = request.out or Path(f"predictions-{release}")
     drawn: list[Drawn] = []
     written: list[Path] = []
+    people: list[str | None] = []
     failed: list[tuple[Exclusion, str]] = []
     for number, scan in enumerate(fitting, 1):
         source = _Source(made_of.get(scan.scan_id, ()), tuple(names[scan.scan_id]), request.names)
@@ -71,6 +76,7 @@ def apply_segmentation(config: Config, scans: Artifact, request: Request, entry:
             failed += [(Exclusion(scan.scan_id[:16], "delivery", code, str(error)), name) for name in source.names]
             continue
         drawn.append(one)
+        people.append(scan.patient)
         written += paths
         advance("segmenting scans", number, len(fitting))
     unfit = [
@@ -89,6 +95,7 @@ def apply_segmentation(config: Config, scans: Artifact, request: Request, entry:
         "masks": {path.name: file_digest(path) for path in written},
         "count": len(drawn),
         "excluded": len(excluded),
+        **counted(tally(people, mask_counts(quality, drawn)), doubted_when_released(read_evaluation(folder))),
     }
     AuditLog(config.workspace).append("release.applied", release, details=details)
     return {
@@ -143,7 +150,7 @@ def _write(
             doubts = (*doubts, f"no DICOM SEG ({error.code}): {error.reason}")
     found = volumes(codes, network.plan, scan.affine)
     if not any(one.voxels for one in found):
-        doubts = (*doubts, _NOTHING)
+        doubts = (*doubts, NOTHING)
     return Drawn(scan.scan_id, source.names, " ".join(maps), found, tuple(doubts)), paths
 
 
@@ -160,4 +167,21 @@ def _seg(
 def _doubts(quality: MaskQuality, said: Mapping[str, float | None]) -> tuple[str, ...]:
     from medtl.evaluation.quality import foretell, is_flagged
 
-    return (_DOUBTED,) if is_flagged(quality, foretell(quality, [said]))[0] else ()
+    return (DOUBTED,) if is_flagged(quality, foretell(quality, [said]))[0] else ()
+
+
+def mask_counts(quality: MaskQuality, drawn: Sequence[Drawn]) -> Mapping[str, Mapping[str, int]]:
+    """Count the masks that are doubted, where the release can doubt, and those that show nothing."""
+    from medtl.monitoring.tally import flagged
+
+    asked = {"nothing found": NOTHING} | ({} if quality.method == "none" else {_IS_DOUBTED: DOUBTED})
+    return {name: flagged(np.array([doubt in one.doubts for one in drawn])) for name, doubt in asked.items()}
+
+
+def doubted_when_released(evaluation: Evaluation) -> Tally | None:
+    """Read how many masks of the test part were doubted."""
+    known = next((score for score in evaluation.scores if score.metric == "flagged"), None)
+    if known is None or known.value is None:
+        return None
+    yes = round(known.value * known.n)
+    return Tally(known.n, known.patients, {_IS_DOUBTED: {"no": known.n - yes, "yes": yes}})

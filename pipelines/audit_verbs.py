@@ -124,8 +124,9 @@ def audit_report(
     workspace: Workspace = _DEFAULT,
     json_: Json = False,
 ) -> None:
-    """Write the report of a period: runs, failures, exclusions, looks at test parts, releases, incidents."""
+    """Write the report of a period: runs, failures, exclusions, looks at test parts, releases, drift, incidents."""
     from medtl.artifacts import write_bytes
+    from medtl.monitoring.drift import measure
     from medtl.report.period import facts_of, page
     from pipelines.trail import verify_workspace
 
@@ -135,7 +136,8 @@ def audit_report(
         chain = trail.verify()
         events = trail.events()
         faults = verify_workspace(workspace, chain, events)
-    facts = facts_of(events, start, end, chain.head, [(f.what, f.where, f.why) for f in faults])
+    drifts = measure(events, start, end)
+    facts = facts_of(events, start, end, chain.head, [(f.what, f.where, f.why) for f in faults], drifts)
     path = out or Path(f"audit-{from_}-{to}.html")
     write_bytes(path, page(facts).encode())
     rows = [(what, count) for what, count in facts.counts.items()]

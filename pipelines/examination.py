@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from medtl.records import (
     FeatureCheck,
     FloatArray,
     NoveltyFindings,
+    NoveltyRule,
     Part,
     Plan,
     Predictions,
@@ -46,6 +48,7 @@ from medtl.records import (
 from pipelines.prepared import Prepared, Trained
 
 CALIBRATOR, CONFORMAL, ROBUSTNESS = "calibrator.json", "conformal.json", "robustness.json"
+TALLY = "tally.json"
 _FOUND = {
     "calibration": CalibrationFindings, "abstention": AbstentionFindings, "novelty": NoveltyFindings,
     "subgroups": SubgroupFindings, "shortcuts": ShortcutFindings, "robustness": Robustness, "neighbours": FeatureCheck,
@@ -199,7 +202,7 @@ def examine(config: Config, prepared: Prepared, trained: Trained, inside: Artifa
         "evaluation": trained.evaluation.digest,
         "config": config.evaluation.model_dump(mode="json"),
         "seed": config.seed,
-        "code": code_digest("evaluation", "dataset"),
+        "code": code_digest("evaluation", "dataset", "monitoring"),
     }
     return AuditedStore(config.workspace).make(
         "examination", inputs, lambda folder: _examine(config, prepared, trained, inside, stressed, folder)
@@ -213,12 +216,13 @@ def _examine(
     from medtl.dataset.leaks import near_in_features
     from medtl.evaluation import abstention, calibration, novelty, shortcuts, subgroups
     from medtl.evaluation.io import read_evaluation, read_predictions, write_novelty
+    from medtl.monitoring.tally import tally
     from medtl.studies.io import read_cohort
 
     wanted, seed, plan = config.evaluation, config.seed, read_plan(prepared.plan.path)
     split, known = read_split(prepared.split.path), read_cohort(prepared.cohort.path)
     raw, answers = read_predictions(trained.raw_test.path), read_predictions(trained.test.path)
-    points = read_evaluation(trained.evaluation.path).operating_points
+    evaluation = read_evaluation(trained.evaluation.path)
     fitted = read_record(trained.calibrator.path / CALIBRATOR, Calibrator)
     rule = read_record(trained.calibrator.path / CONFORMAL, ConformalRule)
     features = {part: load_array(inside.path / f"{part}.npy") for part in PARTS}
@@ -229,6 +233,11 @@ def _examine(
         features["val"], _patients(studies["val"]), wanted.novelty,
     )  # fmt: skip
     write_novelty(folder, strange)
+    weighed = _weigh(rule, strange, answers.probabilities, features["test"], evaluation)
+    people = answers.patients if known.patients_known else (None,) * len(answers.patients)
+    counted = tally(people, weighed.counts, weighed.promised)
+    if counted is not None:
+        write_record(folder / TALLY, counted)
     columns = {"site": [s.site for s in studies["train"]], "scanner": [s.scanner for s in studies["train"]]}
     groups = subgroups.columns_of(studies["test"], wanted.subgroups.age_edges)
     common = (plan.task, plan.classes)
@@ -238,7 +247,7 @@ def _examine(
         "novelty": novelty.examine(
             strange, features["test"], answers.study_ids, answers.patients, {}, wanted.uncertainty, seed
         ),
-        "subgroups": subgroups.examine(answers, points, *common, groups, wanted, seed),
+        "subgroups": subgroups.examine(answers, evaluation.operating_points, *common, groups, wanted, seed),
         "shortcuts": shortcuts.examine(
             learned["train"], learned["test"], answers, columns, *common, wanted.uncertainty, seed
         ),
@@ -287,9 +296,18 @@ def _part(prepared: Prepared, known: Cohort, split: Split, part: Part, features:
 UNSURE, STRANGE = "unsure", "unlike training"
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What to think of new answers: each study's doubts, and all of them counted."""
+
+    doubts: tuple[tuple[str, ...], ...] = ()
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # question, answer, studies
+    promised: float | None = None  # share unlike training
+
+
 def weigh(
     folder: Path, probabilities: FloatArray, features: FloatArray, evaluation: Evaluation
-) -> tuple[FloatArray, tuple[tuple[str, ...], ...]]:
+) -> tuple[FloatArray, Weighed]:
     """Calibrate new answers as a release says, and say for each study why a person should look.
 
     Args:
@@ -298,23 +316,41 @@ def weigh(
         features: (n, d), that enter its head.
 
     Returns:
-        Calibrated probabilities, and for each study ``unsure`` (more than one answer remains open, or another than the
-        decision) or ``unlike training``, both or none.
+        Calibrated probabilities; for each study ``unsure`` (more than one answer remains open, or another than the
+        decision) or ``unlike training``, both or none; and how many studies gave which answer.
     """
-    from medtl.evaluation import abstention, novelty, threshold
     from medtl.evaluation.calibration import apply
     from medtl.evaluation.io import read_novelty
 
     told = apply(read_record(folder / CALIBRATOR, Calibrator), probabilities)
-    rule, distance = read_record(folder / CONFORMAL, ConformalRule), read_novelty(folder)
+    rule = read_record(folder / CONFORMAL, ConformalRule)
+    return told, _weigh(rule, read_novelty(folder), told, features, evaluation)
+
+
+def _weigh(
+    rule: ConformalRule, distance: NoveltyRule, told: FloatArray, features: FloatArray, evaluation: Evaluation
+) -> Weighed:
+    from medtl.evaluation import abstention, novelty, threshold
+    from medtl.monitoring import tally
+
+    task, classes = evaluation.task, evaluation.classes
     names = tuple(str(number) for number in range(len(told)))
     new = Predictions("new", names, names, np.full_like(told, np.nan), told)
-    called = threshold.decide(new, evaluation.task, evaluation.operating_points)
-    answers = called.astype(int) if evaluation.task == "multilabel" else called.argmax(axis=1)[:, None]
-    sure = np.all(abstention.answered(abstention.prediction_sets(rule, told), answers), axis=1, keepdims=True)
-    strange = novelty.flagged(distance, novelty.novelty(distance, features)) == 1
+    called = threshold.decide(new, task, evaluation.operating_points)
+    answers = called.astype(int) if task == "multilabel" else called.argmax(axis=1)[:, None]
+    sure = np.all(abstention.answered(abstention.prediction_sets(rule, told), answers), axis=1)
+    scores = novelty.novelty(distance, features)
+    strange = novelty.flagged(distance, scores)
+    top = told[:, -1] if task == "binary" else told.max(axis=1)
+    counts = {**tally.decided(called, task, classes), "probability": tally.tenths(top)}
+    if rule.method != "none":  # a doubt that a release cannot have is no question
+        counts[UNSURE] = tally.flagged(1.0 - sure)
+    if distance.quantiles:
+        counts["novelty"] = tally.between(scores, distance.quantiles)
+    if distance.threshold is not None:
+        counts[STRANGE] = tally.flagged(strange)
     doubts = []
     for row in range(len(told)):
-        unsure = [UNSURE] if rule.method != "none" and not sure[row, 0] else []
-        doubts.append((*unsure, *([STRANGE] if strange[row] else [])))
-    return told, tuple(doubts)
+        unsure = [UNSURE] if rule.method != "none" and not sure[row] else []
+        doubts.append((*unsure, *([STRANGE] if strange[row] == 1 else [])))
+    return Weighed(tuple(doubts), counts, None if distance.threshold is None else distance.flagged_share)

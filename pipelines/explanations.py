@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import base64
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,28 @@ from medtl.artifacts import code_digest, read_record, write_record
 from medtl.audit import AuditedStore
 from medtl.config import Config
 from medtl.errors import ConfigError
-from medtl.records import AnyArray, Artifact, Case, Explanations
+from medtl.progress import advance
+from medtl.records import (
+    AnyArray,
+    Artifact,
+    Case,
+    Cohort,
+    Explanations,
+    FloatArray,
+    Plan,
+    PointingFindings,
+    Predictions,
+    Scan,
+)
 from pipelines.prepared import Prepared, Trained
 
 EXPLANATIONS = "explanations.json"
 _EACH = 4  # failures, and successes
 _CHECKED = 8  # images of the check by forgetting
+_AT_ONCE = 8  # images
+_POINTED = {"Grad-CAM": 512, "occlusion": 32}  # images of a class whose maps are held against what was drawn, at most
+_PLACES = 1 << 26  # of those maps together, at most: 256 MB
+Maps = Callable[[Sequence[int], int], FloatArray]  # rows of the pack, number of the class
 
 
 def explain(config: Config, prepared: Prepared, trained: Trained) -> Artifact:
@@ -27,9 +47,11 @@ def explain(config: Config, prepared: Prepared, trained: Trained) -> Artifact:
         "checkpoint": trained.checkpoint.digest,
         "test": trained.test.digest,
         "evaluation": trained.evaluation.digest,
+        "scans": prepared.scans.digest,
         "cohort": prepared.cohort.digest,
         "plan": prepared.plan.digest,
         "pack": prepared.pack.digest,
+        "uncertainty": config.evaluation.uncertainty.model_dump(mode="json"),
         "seed": config.seed,
         "code": code_digest("model", "dataset", "evaluation"),
     }
@@ -79,7 +101,80 @@ def _explain(config: Config, prepared: Prepared, trained: Trained, folder: Path)
         Case(one.right, one.truth, one.decision, one.probability, *_pictures(image, relevance, plan.neighbours))
         for one, image, relevance in zip(telling, images.cpu().numpy(), maps, strict=True)
     )
-    write_record(folder / EXPLANATIONS, Explanations(method, cases, sanity, note))
+    asking = partial(_maps, partial(how, network, task=plan.task), pixels, device)
+    pointing = _point(config, prepared, plan, known, test, method, slices, asking)
+    write_record(folder / EXPLANATIONS, Explanations(method, cases, sanity, note, pointing))
+
+
+def _point(
+    config: Config,
+    prepared: Prepared,
+    plan: Plan,
+    cohort: Cohort,
+    test: Predictions,
+    method: str,
+    slices: int,
+    asking: Maps,
+) -> tuple[PointingFindings, ...]:
+    """Hold maps against what was drawn, class by class."""
+    from medtl.evaluation.pointing import marked_studies, measure_pointing
+
+    place = {study.study_id: row for row, study in enumerate(cohort.studies)}
+    images, masks = _drawn(prepared, cohort)
+    marked, said = marked_studies(test, plan.task, plan.classes, masks)
+    each = slices * math.prod(plan.size) * (plan.depth or 1)
+    most, found = max(1, min(_POINTED[method] // slices, _PLACES // each)), []
+    for index, every in marked.items():
+        some = every[:most]
+        ids = [test.study_ids[one.row] for one in some]
+        maps = asking([place[study] * slices + number for study in ids for number in range(slices)], index)
+        one = measure_pointing(
+            maps.reshape(len(some), slices, *maps.shape[1:]),
+            _marks(config, plan, [(images[study], one.masks) for study, one in zip(ids, some, strict=True)]),
+            method,
+            plan.classes[index],
+            ids,
+            [test.patients[one.row] for one in some],
+            config.evaluation.uncertainty,
+            config.seed,
+        )
+        few = f"the first {most} of {len(every)} studies with a mask" if len(every) > most else ""
+        found.append(replace(one, notes=(*one.notes, *filter(None, (said, few)))))
+    return tuple(found)
+
+
+def _drawn(prepared: Prepared, cohort: Cohort) -> tuple[dict[str, Scan], dict[str, list[Scan]]]:
+    """Give the scan of each study, and the masks of those on which anything was drawn."""
+    from medtl.scans.intake import read_scans
+
+    scans = {scan.scan_id: scan for scan in read_scans(prepared.scans.path)}
+    images = {study.study_id: scans[study.scan_id] for study in cohort.studies}
+    masks = defaultdict(list)
+    for scan in scans.values():
+        if scan.mask_of is not None:
+            masks[scan.mask_of].append(scan)
+    return images, {study: masks[scan.scan_id] for study, scan in images.items() if scan.scan_id in masks}
+
+
+def _marks(config: Config, plan: Plan, drawn: Sequence[tuple[Scan, Sequence[Scan]]]) -> AnyArray:
+    """Lay all masks of each scan together, where the network sees it."""
+    from medtl.dataset.transforms import prepare_mark
+    from medtl.scans.segments import PixelStore
+    from pipelines.steps import pixel_folder
+
+    read, marks = PixelStore(pixel_folder(config)), []
+    for number, (image, masks) in enumerate(drawn, 1):
+        marks.append(prepare_mark(np.any([read(mask) > 0 for mask in masks], axis=0), image, plan))
+        advance("reading masks", number, len(drawn))
+    return np.stack(marks)
+
+
+def _maps(how: Any, pixels: AnyArray, device: Any, rows: Sequence[int], asked: int) -> FloatArray:
+    """Make the maps of some rows of the pack, all of one class, a few at a time."""
+    from medtl.model.cache import to_images
+
+    parts = [list(rows[start : start + _AT_ONCE]) for start in range(0, len(rows), _AT_ONCE)]
+    return np.concatenate([how(to_images(pixels[part], device), [asked] * len(part)) for part in parts])
 
 
 def _pictures(image: AnyArray, relevance: AnyArray, neighbours: int) -> tuple[str, str]:

@@ -25,6 +25,8 @@ Axis = Literal["sagittal", "coronal", "axial"]
 _ORDER: Mapping[Axis, tuple[int, int, int]] = {"sagittal": (0, 2, 1), "coronal": (1, 2, 0), "axial": (2, 1, 0)}
 _AXES: tuple[Axis, ...] = ("sagittal", "coronal", "axial")
 _THINNED = 40  # values looked at along each axis of a volume
+_HALF = 0.5 - 1e-4  # of a place; an area average in float32 ends a little beside the half
+_TRACE = 1e-6  # of a place: less is none
 _COARSER = 1.05  # an axis is the coarsest if its spacing is so many times the next
 
 
@@ -58,6 +60,33 @@ def prepare_scan(pixels: AnyArray, scan: Scan, plan: Plan) -> AnyArray:
     chosen = np.clip(evenly(len(volume), plan.slices)[:, None] + reach, 0, len(volume) - 1)
     pictures = {int(number): np.rint(fitted(int(number))).astype(dtype) for number in np.unique(chosen)}
     return np.stack([np.stack([pictures[int(number)] for number in row], -1) for row in chosen])
+
+
+def prepare_mark(mask: AnyArray, scan: Scan, plan: Plan) -> AnyArray:
+    """Lay what was drawn on a scan onto the places of its rows of the packed array.
+
+    The shares of each place that are inside go the way of the scan's own pixels; at least half makes it inside. A mark
+    too small for that is where most of it is; one between the slices that are shown is nowhere. Neighbours of a slice
+    are channels, and channels have no mark of their own.
+
+    Args:
+        mask: of the scan's shape, 1 inside, 0 outside.
+
+    Returns:
+        (plan.slices, rows, columns), or (1, depth, rows, columns) where volumes are shown whole; true inside.
+    """
+    inside = (mask > 0).astype(np.float32)
+    if plan.volumes is None:
+        return _mostly(_fit(inside, plan.size)[None])
+    assert scan.affine is not None and plan.axis is not None
+    volume, spacing = oriented(inside, scan.affine, plan.axis)
+    whole = plan.volumes == "whole"
+    chosen = range(len(volume)) if whole else evenly(len(volume), plan.slices).tolist()
+    stack = np.stack([_fit(volume[number], plan.size, spacing[1:]) for number in chosen])
+    if not whole:
+        return _mostly(stack)
+    assert plan.depth is not None
+    return _mostly(resliced(stack, plan.depth)[None])
 
 
 def oriented(values: AnyArray, affine: Sequence[Sequence[float]], axis: Axis) -> tuple[AnyArray, tuple[float, ...]]:
@@ -241,6 +270,12 @@ def _range(values: AnyArray, plan: Plan) -> tuple[float, float]:
         return low, high
     assert plan.low is not None and plan.high is not None
     return plan.low, plan.high
+
+
+def _mostly(shares: FloatArray) -> AnyArray:
+    """Tell which places are inside by their shares, 0 to 1."""
+    inside: AnyArray = shares >= min(_HALF, max(float(shares.max()), _TRACE))
+    return inside
 
 
 def _nearest(cosines: FloatArray) -> tuple[int, int, int]:

@@ -6,13 +6,17 @@ Workshops 2020)? Both stand beside chance, which is the share of the image that 
 hit half the time by anything. Where several places are equally high, as in an occlusion map, a hit counts by the share
 of them in the mark. A map without any positive relevance points nowhere: it is a miss, and holds nothing inside.
 
+What a mark is of, its name says: a mask called as a class is a mark of that class and of no other. Where no mask is
+called as any class, whatever was drawn counts, of studies that hold one class only: of several it could be either's.
+
 Intervals are over patients. A high score says that the network looked at the mark, not that it is right.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -22,9 +26,47 @@ from medtl.config import UncertaintyConfig
 from medtl.evaluation.metrics import sensitivity
 from medtl.evaluation.questions import Question, answers, basis_of
 from medtl.evaluation.uncertainty import difference_of, score_of
-from medtl.records import AnyArray, FloatArray, PointingFindings, Score
+from medtl.records import AnyArray, FloatArray, PointingFindings, Predictions, Scan, Score, Task
 
+UNNAMED = "no mask is called as a class: whatever was drawn counts as a mark of the class that the study holds"
 _NO_STUDY = "not estimable: there is no study with a mark and a map"
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """One study that holds a class, and what was drawn of it."""
+
+    row: int  # of the predictions
+    masks: tuple[Scan, ...]
+
+
+def marked_studies(
+    predictions: Predictions, task: Task, classes: Sequence[str], masks: Mapping[str, Sequence[Scan]]
+) -> tuple[dict[int, tuple[Marked, ...]], str]:
+    """Choose, for each class that was drawn, the studies that hold it and have a mark of it.
+
+    Of two classes the second is asked about, of several and of labels each.
+
+    Args:
+        masks: those of a study, by its identifier; ``region`` is a number and a name.
+
+    Returns:
+        Numbers of classes with their studies, in the order of the predictions, and a note, where there is one.
+    """
+    called = {name.strip().casefold(): index for index, name in enumerate(classes)}
+    named = any(_name(mask) in called for study_id in predictions.study_ids for mask in masks.get(study_id, ()))
+    found: dict[int, list[Marked]] = {}
+    for row, (study_id, target) in enumerate(zip(predictions.study_ids, predictions.targets, strict=True)):
+        drawn, held = masks.get(study_id, ()), np.flatnonzero(target == 1).tolist()
+        for index in held if named or len(held) == 1 else ():
+            own = tuple(mask for mask in drawn if not named or called.get(_name(mask)) == index)
+            if own and (task != "binary" or index == len(classes) - 1):
+                found.setdefault(index, []).append(Marked(row, own))
+    return {index: tuple(found[index]) for index in sorted(found)}, "" if named or not found else UNNAMED
+
+
+def _name(mask: Scan) -> str:
+    return (mask.region or "").partition(" ")[2].strip().casefold()
 
 
 def measure_pointing(

@@ -34,6 +34,7 @@ _SIGMA = 1 / 8  # of a window's side: Isensee et al., nnU-Net, Nature Methods 20
 _AT_ONCE = {"cpu": 1, "mps": 1, "cuda": 8}  # windows: on a CPU one at a time is fastest
 _SLICES_AT_ONCE = {"cpu": 4, "mps": 4, "cuda": 32}
 _DARK = 1e-12
+_THIN = 16  # planes of weighted windows that are handed on at a time
 _Item = TypeVar("_Item")
 
 
@@ -375,8 +376,13 @@ class _Passes:
                     held[_last(slice(*edges) for edges in place[1:])].addcmul_(one, weight)
             assert held is not None
             done = (starts[0][number + 1] if number + 1 < len(starts[0]) else sizes[0]) - first
-            yield held[:, :, :done].div_(_product([sums[0][first : first + done], *sums[1:]]))
-            held = torch.cat([held[:, :, done:], torch.zeros_like(held[:, :, :done])], 2)
+            whole = held[:, :, :done].div_(_product([sums[0][first : first + done], *sums[1:]]))
+            for thin in torch.split(whole, _THIN, 2):
+                yield thin.clone()  # whoever takes it may keep it, and it is moved over below
+            left = held.shape[2] - done
+            for plane in range(left):  # one at a time: of many structures a second copy would not fit
+                held[:, :, plane].copy_(held[:, :, plane + done])
+            held[:, :, left:].zero_()
 
     def _mean(self, crops: Sequence[AnyArray], core: tuple[slice, ...]) -> Tensor:
         """Give the mean probabilities of all networks and views, (b, outputs, *core)."""

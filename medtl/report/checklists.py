@@ -150,7 +150,8 @@ def _where_known(facts: Facts) -> dict[str, Answer]:
         found["cross table"] = Answer(("results",))
         found["failures"] = Answer(("results",), "confusion table; no single cases")
     if facts.explanations is not None and facts.explanations.cases:
-        found["explanations"] = Answer(("explanations",), "maps with a check by forgetting; not compared with marks")
+        held = "held against what was drawn" if facts.explanations.pointing else "not compared with marks"
+        found["explanations"] = Answer(("explanations",), f"maps with a check by forgetting; {held}")
     if facts.checkpoint.weights.licence:
         found["licence"] = Answer(("model",), "of the weights it started from")
     return found

@@ -321,6 +321,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
             "comparison": _plain(facts.comparison),
         },
         "examination": _plain(facts.examination),
+        "explanations": None if facts.explanations is None else _explanations(facts.explanations),
         "incumbent": _plain(facts.beside),
         "histograms": _plain(score_histograms(facts)),
         "provenance": _plain(facts.provenance),
@@ -331,6 +332,13 @@ def as_json(facts: Facts) -> dict[str, Any]:
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     value: dict[str, Any] = _plain(checkpoint)
     value["weights"]["source"] = weights_name(checkpoint.weights.source)
+    return value
+
+
+def _explanations(found: Explanations) -> dict[str, Any]:
+    """Reduce explanations to what was measured; the single cases are pictures, and stay on the page."""
+    value: dict[str, Any] = _plain(found)
+    del value["cases"]
     return value
 
 

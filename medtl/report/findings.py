@@ -12,6 +12,7 @@ from medtl.records import (
     FeatureCheck,
     Gap,
     NoveltyFindings,
+    PointingFindings,
     Probe,
     Robustness,
     Score,
@@ -20,7 +21,7 @@ from medtl.records import (
     SubgroupFindings,
 )
 from medtl.report.facts import Facts
-from medtl.report.tables import Table
+from medtl.report.tables import ScoreGroup, Table
 from medtl.report.words import (
     DASH,
     compact,
@@ -286,4 +287,25 @@ def sanity_sentence(found: Explanations) -> str:
         f"When the network forgets everything, its maps have a rank correlation of {number(last)} with those of before "
         f"({check.images} images, {check.draws} draws of random weights; below {check.bound:g} is asked for): the map "
         f"{check.verdict}."
+    )
+
+
+def pointing_sentence(found: PointingFindings) -> str:
+    """Say whether the maps of a class point at what a person marked, beyond chance."""
+    gain, notes = found.hits_gain, "".join(f" Note: {note}." for note in found.notes)
+    if gain.value is None:
+        return f"{found.label}: whether the maps point at the mark is {not_estimable(gain)}.{notes}"
+    more, less = gain.low is not None and gain.low > 0, gain.high is not None and gain.high < 0
+    often = "more often" if more else "less often" if less else "not clearly more often"
+    near = f" or at most {found.tolerance:g} pixels beside it" if found.tolerance else ""
+    return f"{found.label}: the highest place of a map lies in the mark{near} {often} than chance would have it.{notes}"
+
+
+def pointing_groups(found: Explanations) -> tuple[ScoreGroup, ...]:
+    """Group what was held against marks, by class."""
+    return tuple(
+        ScoreGroup(
+            one.label, (one.hits, one.hits_chance, one.hits_gain, one.inside, one.inside_chance, one.inside_gain)
+        )
+        for one in found.pointing
     )

@@ -3,6 +3,7 @@
 ::
 
     events ─▶ facts_of(events, start, end) ─▶ Period ─▶ page
+      └─▶ (monitoring) Drift ─┘
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from medtl.records import Drift, Shift
 from medtl.report.page import sealed
 from medtl.report.tables import Table
+from medtl.report.words import DASH, compact, number
 
 Happened = Mapping[str, Any]
 Rows = tuple[tuple[str, ...], ...]
@@ -37,6 +40,8 @@ _STEPS = {
     "evaluation.made": "evaluations", "release.applied": "uses of a release",
     "scans.fetched": "fetches from an archive",
 }  # fmt: skip
+_USED = ("Release", "Uses", "Scans", "Left out", "Share unlike training", "Promised at most")
+_SHIFTED = ("Release", "Question", "Scans", "Stability index", "By chance alone", "p")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +58,16 @@ class Period:
     openings: tuple[tuple[str, ...], ...]
     releases: tuple[tuple[str, ...], ...]
     faults: tuple[tuple[str, str, str], ...] = field(default=())
+    drifts: tuple[Drift, ...] = ()
 
 
 def facts_of(
-    events: Sequence[Happened], start: datetime, end: datetime, head: str, faults: Sequence[tuple[str, str, str]]
+    events: Sequence[Happened],
+    start: datetime,
+    end: datetime,
+    head: str,
+    faults: Sequence[tuple[str, str, str]],
+    drifts: Sequence[Drift] = (),
 ) -> Period:
     """Read a period off a verified trail.
 
@@ -65,6 +76,7 @@ def facts_of(
         start, end: a time counts if it is not before the one and before the other.
         head: hash of the last event of the trail.
         faults: what is not as the trail says, today: what, where, why.
+        drifts: of every release that was used in the period.
     """
     here = [event for event in events if start <= datetime.fromisoformat(event["time"]) < end]
     runs, interrupted = _runs(here, events)
@@ -86,10 +98,11 @@ def facts_of(
         "looks at a test part": len(openings),
         "changes of a release": len(releases),
         "incidents": len(incidents),
+        "signs of drift": sum(len(one.alarms) for one in drifts),
         "not as the trail says today": len(faults),
     }
     left_out = dict(excluded.most_common())
-    return Period(start, end, head, counts, runs, incidents, left_out, openings, releases, tuple(faults))
+    return Period(start, end, head, counts, runs, incidents, left_out, openings, releases, tuple(faults), tuple(drifts))
 
 
 def page(period: Period) -> str:
@@ -102,12 +115,33 @@ def page(period: Period) -> str:
         "runs": Table("Runs", ("Began", "Verb", "Name", "How it ended", "Seconds"), period.runs, frozenset({4})),
         "excluded": Table("Left out", ("Reason", "Items"), _pairs(period.excluded), frozenset({1})),
         "openings": Table("Looks at a test part", ("Time", "Split", "For", "Who"), period.openings),
+        "used": Table("Releases in use", _USED, tuple(map(_used, period.drifts)), frozenset({1, 2, 3, 5})),
+        "shifts": Table(
+            "Answers beside those of the release’s own test part",
+            _SHIFTED,
+            tuple(_shifted(drift, one) for drift in period.drifts for one in drift.shifts),
+            frozenset({2, 3, 4}),
+        ),
     }
     return sealed(
         "period.html.jinja",
         period=period,
         tables=tables,
     )
+
+
+def _used(drift: Drift) -> tuple[str, ...]:
+    items = drift.scans + drift.left_out
+    left_out = f"{drift.left_out:,} ({100 * drift.left_out / items:.0f} %)" if items else DASH
+    promised = number(drift.promised)
+    return drift.release_id, f"{drift.uses:,}", f"{drift.scans:,}", left_out, compact(drift.strange), promised
+
+
+def _shifted(drift: Drift, one: Shift) -> tuple[str, ...]:
+    if one.p_value is None:
+        return drift.release_id, one.question, f"{one.scans:,}", DASH, DASH, one.note
+    found = (number(one.index), number(one.by_chance), number(one.p_value))
+    return drift.release_id, one.question, f"{one.scans:,}", *found
 
 
 def _pairs(counts: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:

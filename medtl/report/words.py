@@ -54,6 +54,12 @@ METRICS = {
     "pixel_auroc": "AUROC of pixels, all images together",
     "mean_pixel_auroc": "AUROC of pixels, mean over images",
     "dice_foretold_error": "Error of the foretold Dice (lower is better)",
+    "pointing_hits": "Highest place in the mark",
+    "pointing_hits_chance": "Highest place in the mark, by chance",
+    "pointing_hits_gain": "Highest place in the mark, minus chance",
+    "relevance_inside": "Share of what speaks for it in the mark",
+    "relevance_inside_chance": "Share of what speaks for it in the mark, by chance",
+    "relevance_inside_gain": "Share of what speaks for it in the mark, minus chance",
     "flagged": "Share of studies that are flagged",
     "failures_flagged": "Share of failures that are flagged",
 }
@@ -69,6 +75,7 @@ UNBOUNDED = frozenset({
     "mcc", "kappa", "weighted_kappa", "positive_likelihood_ratio", "negative_likelihood_ratio", "net_benefit",
     "log_loss", "calibration_slope", "calibration_intercept", "hd95_mm", "hd_mm", "assd_mm", "volume_error_mm3",
     "absolute_volume_error_mm3", "relative_volume_error", "absolute_relative_volume_error", "false_lesions_per_study",
+    "pointing_hits_gain", "relevance_inside_gain",
 })  # fmt: skip
 PARTS_IN_WORDS = {"train": "training", "val": "validation", "test": "test"}
 STATUSES = {

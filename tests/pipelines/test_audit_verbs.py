@@ -15,7 +15,10 @@ import pytest
 
 from medtl.artifacts import Store
 from medtl.audit import AuditLog
+from medtl.config import load_config
 from medtl.registry.parcel import pack
+from pipelines import steps
+from pipelines.apply import Request, apply_release
 from pipelines.cli import call
 from pipelines.trail import NOT_EVIDENCE, verify_workspace
 
@@ -177,6 +180,30 @@ def test_the_report_of_a_period_tells_runs_incidents_and_faults(
     page_of.write_text("another")
     assert medtl(capsys, *command)[1]["not as the trail says today"] == 1
     assert f"reports/{page_of.name}" in (tmp_path / "p.html").read_text()
+
+
+def test_drift_of_a_release_in_use_is_in_the_report_and_nobody_is_in_the_trail(
+    finished: Path, workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(finished.parent / "tiny.yaml", [f"workspace={workspace}"])
+    scans = steps.ingest_scans(config)
+    for out in ("a.csv", "b.csv"):
+        told = apply_release(config, scans, Request(finished.parent / "study", tmp_path / out))
+    events = [event for event in AuditLog(workspace).events() if event["action"] == "release.applied"]
+    details = events[-1]["details"]
+    assert details["tally"]["answers"]["decision"] == {"bright": 0, "dark": 0} | told["decisions"]
+    assert (details["tally"]["scans"], details["tally"]["patients"]) == (48, None)
+    assert (details["released_with"]["scans"], details["released_with"]["patients"]) == (12, 6)
+    assert "images/" not in json.dumps(events) and "patient-" not in json.dumps(events)
+
+    today, page = str(datetime.now(UTC).date()), tmp_path / "p.html"
+    period = ["--from", today, "--to", today, "--workspace", workspace, "--out", page]
+    code, counts, why = medtl(capsys, "audit", "report", *period)
+    assert code == 0, why
+    assert counts["uses of a release"] == 2 and "signs of drift" in counts
+    told_of = page.read_text()
+    assert "Releases in use" in told_of and "Answers beside those of the release’s own test part" in told_of
+    assert f'<th scope="row">{told["release"]}</th>\n<td class="number">1</td>\n<td class="number">48</td>' in told_of
 
 
 def test_an_anchored_head_finds_a_log_that_was_replaced(

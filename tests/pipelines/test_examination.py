@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from medtl.artifacts import load_array
+from medtl.artifacts import load_array, read_record
 from medtl.audit import AuditLog
 from medtl.config import load_config
 from medtl.dataset.io import read_split
-from medtl.records import PARTS, FeatureCheck
+from medtl.records import PARTS, FeatureCheck, Tally
 from pipelines import examination, steps
 from pipelines.prepared import Prepared, Trained
 
@@ -43,6 +43,10 @@ def test_the_features_of_all_parts_are_compared_across_them_without_another_look
 
     assert (trained.examination.path / "found_neighbours.json").is_file()
     known = read_split(split.path)
+    counted = read_record(trained.examination.path / examination.TALLY, Tally)
+    assert (counted.scans, counted.patients) == (len(known.test), len({known.groups[study] for study in known.test}))
+    assert set(counted.answers) >= {"decision", "probability", "novelty"}
+    assert {sum(counts.values()) for counts in counted.answers.values()} == {len(known.test)}
     features = np.concatenate([load_array(inside.path / f"{part}.npy") for part in PARTS]).astype(np.float64)
     sides = np.array([part for part in PARTS for _ in known.part(part)])
     owners = np.array([known.groups[study] for part in PARTS for study in known.part(part)])

@@ -118,12 +118,14 @@ def test_every_byte_of_it_is_on_the_trail(finished: tuple[Path, dict[str, Any]])
 
 def test_masks_of_new_scans_come_out_on_their_own_voxels(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = finished
-    new = write_masked(tmp_path / "new", patients=2, seed=5)
+    new = write_masked(tmp_path / "new", patients=5, seed=5)
     out = tmp_path / "out"
     told = medtl("predict", folder / "balls.yaml", "--scans", new / "images", "--out", out)
-    assert told["scans"] == 2
+    assert told["scans"] == 5
     masks = sorted(out.glob("*.nii.gz"))
-    assert len(masks) == 2
+    assert len(masks) == 5
+    (used,) = (e for e in AuditLog(folder / "workspace").events() if e["action"] == "release.applied")
+    assert used["details"]["tally"]["answers"] == {"nothing found": {"no": 5, "yes": 0}}
     settings = ("--set", "model.inference.way=windows", "--set", "model.inference.overlap=0.2")
     medtl("predict", folder / "balls.yaml", "--scans", new / "images", "--out", tmp_path / "again", *settings)
     for path in masks:  # what a release was measured with is what it serves with

@@ -19,6 +19,7 @@ from medtl.dataset.transforms import (
     evenly,
     oriented,
     prepare,
+    prepare_mark,
     prepare_scan,
     resliced,
     sample,
@@ -233,6 +234,47 @@ def test_pictures_keep_their_shape_in_mm(plan: Plan) -> None:
     (ready,) = prepare_scan(np.ones((8, 32, 32), np.int16), volume(FLAT, shape=(8, 32, 32)), how)
     box = np.argwhere(ready[..., 0] > 0)
     assert (np.ptp(box, 0) + 1).tolist() == [24, 32]  # 8 slices of 3 mm, 32 columns of 1 mm
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize(
+    "shown", [{"volumes": "slices", "slices": 5, "neighbours": 1}, {"volumes": "whole", "depth": 17}], ids=str
+)
+@given(st.permutations(range(3)), st.tuples(st.booleans(), st.booleans(), st.booleans()))
+def test_a_mark_goes_the_way_of_the_pixels_it_lies_on(axis: Any, shown: Any, order: Any, ascends: Any) -> None:
+    values, affine = lying(tuple(order), ascends)
+    mask = values > 700
+    how = Plan("binary", ("a", "b"), (24, 20), 3, 16, "fixed", 0.0, 1.0, (0.0, 100.0), {}, {}, axis=axis, **shown)
+    shares = prepare_scan(mask.astype(np.int16), volume(affine, shape=mask.shape), how) / 65535
+    mark = prepare_mark(mask, volume(affine, shape=mask.shape), how)
+    assert mark.dtype == np.bool_ and mark.shape == shares.shape[:-1]
+    assert 0.05 < mark.mean() < 0.8
+    middle = shares[..., shown.get("neighbours", 0)]
+    assert (mark == (middle > 0.5))[np.abs(middle - 0.5) > 0.01].all()
+
+
+def test_a_mark_on_an_image_is_padded_as_the_image_is(plan: Plan) -> None:
+    mask = np.zeros((64, 32), np.uint8)
+    mask[:, :4] = 1
+    mark = prepare_mark(mask, volume(None, shape=mask.shape), plan)
+    assert np.array_equal(mark[0], prepare(255 * mask, plan)[..., 0] > 127)
+    assert np.flatnonzero(mark[0].any(0)).tolist() == [8, 9]
+
+
+def test_a_mark_smaller_than_a_place_is_where_most_of_it_is_and_an_empty_one_nowhere(plan: Plan) -> None:
+    mask = np.zeros((320, 320), np.uint8)
+    assert not prepare_mark(mask, volume(None), plan).any()
+    mask[9:11, 41:44] = 1  # less in the upper of two places
+    mask[10, 44] = 1
+    assert np.argwhere(prepare_mark(mask, volume(None), plan)).tolist() == [[0, 1, 4]]
+
+
+def test_a_mark_between_the_slices_that_are_shown_is_nowhere(plan: Plan) -> None:
+    mask = np.zeros((4, 32, 32), np.uint8)
+    mask[2] = 1
+    how = replace(plan, volumes="slices", axis="axial", slices=2)  # the second and the last
+    assert not prepare_mark(mask, volume(FLAT), how).any()
+    assert prepare_mark(np.roll(mask, 1, 0), volume(FLAT), how).all(axis=(1, 2)).tolist() == [False, True]
 
 
 @given(st.integers(1, 40), st.integers(1, 40))

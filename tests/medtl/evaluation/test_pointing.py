@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 
 from medtl.artifacts import read_record, write_record
 from medtl.config import UncertaintyConfig
-from medtl.evaluation.pointing import box, hits, measure_pointing, relevance_inside, within
-from medtl.records import PointingFindings
+from medtl.evaluation.pointing import (
+    UNNAMED,
+    box,
+    hits,
+    marked_studies,
+    measure_pointing,
+    relevance_inside,
+    within,
+)
+from medtl.records import PointingFindings, Predictions, Scan, Task
 
 FEW = UncertaintyConfig(resamples=200)
 
@@ -143,3 +151,38 @@ def test_neither_turning_nor_scaling_map_and_mark_together_changes_anything(seed
     turned, marked = np.rot90(maps, turn, (1, 2)) * by, np.rot90(inside, turn, (1, 2))
     assert hits(turned, marked) == pytest.approx(hits(maps, inside))
     assert relevance_inside(turned, marked) == pytest.approx(relevance_inside(maps, inside))
+
+
+def asked(task: Task, targets: Any, **regions: tuple[str | None, ...]) -> tuple[dict[int, dict[int, list[Any]]], str]:
+    """Give, by class and row, the regions that count as its marks; studies are called a, b, c and on."""
+    truth = np.array(targets, dtype=np.float64)
+    ids = tuple("abcdef"[: len(truth)])
+    classes = ("none", "Tumour", "cyst")[-truth.shape[1] :] if task == "multilabel" else ("none", "Tumour", "cyst")
+    masks = {
+        study: [Scan(f"m{n}", "mask", (2, 2, 2), "|u1", "x", (), 1, region=name) for n, name in enumerate(names)]
+        for study, names in regions.items()
+    }
+    found, note = marked_studies(Predictions("test", ids, ids, truth, truth), task, classes[: truth.shape[1]], masks)
+    return {k: {one.row: [mask.region for mask in one.masks] for one in v} for k, v in found.items()}, note
+
+
+def test_only_studies_that_hold_the_class_and_were_drawn_on_are_asked() -> None:
+    binary = [[0, 1], [1, 0], [0, 1]]
+    assert asked("binary", binary, a=("1 liver",), b=("1 liver",)) == ({1: {0: ["1 liver"]}}, UNNAMED)
+    assert asked("binary", binary, b=("1 liver",)) == ({}, "")
+    assert asked("binary", binary) == ({}, "")
+    three = [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
+    assert asked("multiclass", three, b=(None,), c=("3",))[0] == {1: {2: ["3"]}, 2: {1: [None]}}
+
+
+def test_a_mask_called_as_a_class_is_a_mark_of_that_class_alone() -> None:
+    drawn = ("1 liver", "2 TUMOUR ", "3 tumour")
+    assert asked("binary", [[0, 1], [0, 1]], a=drawn, b=("1 liver",)) == ({1: {0: ["2 TUMOUR ", "3 tumour"]}}, "")
+    assert asked("binary", [[0, 1]], a=("1 none",)) == ({}, "")
+    both = asked("multilabel", [[1, 1], [np.nan, 1]], a=("1 cyst", "2 tumour"), b=("1 tumour",))
+    assert both == ({0: {0: ["2 tumour"]}, 1: {0: ["1 cyst"]}}, "")
+
+
+def test_what_was_drawn_without_a_name_is_no_mark_where_it_could_be_of_either_label() -> None:
+    found = asked("multilabel", [[1, 1], [1, 0], [np.nan, 1]], a=("1 x",), b=("1 x",), c=("1 x",))
+    assert found == ({0: {1: ["1 x"]}, 1: {2: ["1 x"]}}, UNNAMED)

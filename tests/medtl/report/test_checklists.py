@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from medtl.records import Case, Explanations, PointingFindings, Score
 from medtl.report import checklists as module
 from medtl.report.checklists import SECTIONS, checklists
 from medtl.report.io import write_report
@@ -48,6 +49,14 @@ def test_every_answer_names_a_section_of_the_page(full):
 )  # fmt: skip
 def test_what_the_page_does_not_say_is_not_reported(full, name, number):
     assert answers(full, name)[number].sections == ()
+
+
+def test_maps_count_as_held_against_marks_only_where_they_were(full):
+    case, score = Case(True, "a", "a", 0.9, "", ""), Score("pointing_hits", "a", 0.5, 0.1, 0.9, 4, 4)
+    found = Explanations("Grad-CAM", (case,), None)
+    pointed = replace(found, pointing=(PointingFindings("Grad-CAM", "a", 0.0, *(score for _ in range(6))),))
+    for held, said in ((found, "not compared with marks"), (pointed, "held against what was drawn")):
+        assert said in answers(replace(full, explanations=held), "CLAIM 2024")["31"].remark
 
 
 def test_without_findings_fairness_is_not_reported(make_facts, full):

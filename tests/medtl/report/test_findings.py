@@ -9,7 +9,7 @@ from html import unescape
 import numpy as np
 import pytest
 
-from medtl.records import FeatureCheck, PairedTest, Predictions, Score
+from medtl.records import Case, Explanations, FeatureCheck, PairedTest, PointingFindings, Predictions, Score
 from medtl.report import figures, findings
 from medtl.report.facts import as_json, has_unseen_sites, score_histograms
 from medtl.report.page import bar, render
@@ -213,3 +213,52 @@ def test_calibration_before_is_drawn_beside_after(facts):
     curves = facts.evaluation.curves
     assert len(figures.calibration(curves, curves)) > len(figures.calibration(curves))
     assert figures.calibration(()) is None
+
+
+def pointing(low, high, **more):
+    names = [f"{metric}{end}" for metric in ("pointing_hits", "relevance_inside") for end in ("", "_chance", "_gain")]
+    scores = [Score(name, "pneumonia", 0.4, low, high, 12, 9) for name in names]
+    return PointingFindings("Grad-CAM", "pneumonia", more.pop("tolerance", 0.0), *scores, **more)
+
+
+def explained(*found):
+    case = Case(False, "normal", "pneumonia", 0.97, "iVBORw0K", "iVBORw0K")
+    return Explanations("Grad-CAM", (case,), None, pointing=found)
+
+
+def test_maps_that_were_held_against_marks_say_how_often_they_hit_beside_chance(make_facts):
+    found = pointing(0.1, 0.7, notes=("2 studies without a mark: left out",))
+    text = unescape(re.sub(r"<[^>]+>", " ", render(make_facts(explanations=explained(found)))))
+    assert "pneumonia: the highest place of a map lies in the mark more often than chance would have it." in text
+    assert "Note: 2 studies without a mark: left out." in text
+    for said in ("Highest place in the mark, by chance", "Share of what speaks for it in the mark, minus chance"):
+        assert said in text
+    assert "0.400 [0.100, 0.700]" in text.replace("\u00a0", " ")
+
+
+def test_maps_without_a_mark_to_be_held_against_are_said_not_to_be(make_facts):
+    text = unescape(re.sub(r"<[^>]+>", " ", render(make_facts(explanations=explained()))))
+    assert "No scan of the test part came with a mask of what the model was asked about" in text
+    assert "Highest place in the mark" not in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(-0.1, 0.5, "not clearly more often"), (-0.4, -0.1, "mark less often"), (None, None, "not clearly more often")],
+)
+def test_pointing_is_said_to_beat_chance_only_where_its_interval_does(low, high, said):
+    assert said in findings.pointing_sentence(pointing(low, high))
+
+
+def test_pointing_that_is_not_estimable_says_why_and_a_tolerance_is_named():
+    unknown = Score("pointing_hits_gain", "pneumonia", None, None, None, 0, 0, "not estimable: no study with a mark")
+    assert "not estimable: no study with a mark" in findings.pointing_sentence(
+        replace(pointing(0.1, 0.7), hits_gain=unknown)
+    )
+    assert "or at most 3 pixels beside it more often" in findings.pointing_sentence(pointing(0.1, 0.7, tolerance=3.0))
+
+
+def test_the_record_holds_what_was_measured_of_maps_and_no_picture(make_facts):
+    value = as_json(make_facts(explanations=explained(pointing(0.1, 0.7))))["explanations"]
+    assert value["pointing"][0]["hits"]["low"] == 0.1
+    assert "cases" not in value and as_json(make_facts())["explanations"] is None

@@ -1,0 +1,184 @@
+"""Maps are held against what was drawn on the scans of the test part, step by step and without Prefect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydicom import Dataset, FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from medtl.audit import AuditLog
+from medtl.config import Config, load_config
+from medtl.dataset.io import read_pack, read_split
+from medtl.evaluation.pointing import UNNAMED, hits, relevance_inside
+from medtl.model import io
+from medtl.model.cache import to_images
+from medtl.model.explain import grad_cam
+from medtl.records import PointingFindings
+from medtl.scans.intake import read_scans
+from medtl.studies.io import read_cohort
+from pipelines import examination, explanations, steps
+from pipelines.prepared import Prepared, Trained
+
+hd = pytest.importorskip("highdicom")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:highdicom")]
+
+Array = np.ndarray[Any, Any]
+CONFIG = """
+name: drawn
+workspace: {folder}/workspace
+scans: {{source: {folder}/study}}
+studies:
+  labels: {{path: path, label: label, patient: patient, classes: [empty, cube]}}
+dataset:
+  split: {{val: 0.25, test: 0.5}}
+  plan: {{size: 32, {plan}}}
+model:
+  backbone: {backbone}
+  weights: none
+  batch_size: 8
+  threads: 1
+  save_every_s: 0
+  phases: [{{name: all, unfreeze: all, epochs: 1, lr: 3.0e-3, batchnorm: with_stage}}]
+evaluation: {{uncertainty: {{resamples: 100}}}}
+"""
+
+
+def write_series(folder: Path, patient: int, volume: Array) -> list[Dataset]:
+    """Write a CT series, 2 mm between rows and columns, 5 mm between slices."""
+    folder.mkdir(parents=True)
+    study, series, frame, slices = generate_uid(), generate_uid(), generate_uid(), []
+    for number, pixels in enumerate(volume):
+        ct = Dataset()
+        ct.file_meta = FileMetaDataset()
+        ct.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ct.SOPClassUID, ct.SOPInstanceUID = CTImageStorage, generate_uid()
+        ct.file_meta.MediaStorageSOPClassUID, ct.file_meta.MediaStorageSOPInstanceUID = (
+            CTImageStorage,
+            ct.SOPInstanceUID,
+        )
+        ct.StudyInstanceUID, ct.SeriesInstanceUID, ct.FrameOfReferenceUID = study, series, frame
+        ct.PatientID, ct.PatientName, ct.PatientBirthDate, ct.PatientSex = f"{patient}", "A^B", "", "O"
+        ct.StudyDate = ct.StudyTime = ct.StudyID = ct.AccessionNumber = ct.ReferringPhysicianName = ""
+        ct.Modality, ct.SeriesNumber, ct.InstanceNumber = "CT", 1, number + 1
+        ct.ImageType, ct.PositionReferenceIndicator = ["ORIGINAL", "PRIMARY", "AXIAL"], ""
+        ct.Rows, ct.Columns = pixels.shape
+        ct.SamplesPerPixel, ct.PhotometricInterpretation = 1, "MONOCHROME2"
+        ct.BitsAllocated, ct.BitsStored, ct.HighBit, ct.PixelRepresentation = 16, 16, 15, 0
+        ct.RescaleSlope, ct.RescaleIntercept = 1, 0
+        ct.PixelSpacing, ct.SliceThickness = [2.0, 2.0], 5.0
+        ct.ImageOrientationPatient, ct.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-30.0, -30.0, 5.0 * number]
+        ct.PixelData = pixels.astype(np.uint16).tobytes()
+        ct.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+        slices.append(ct)
+    return slices
+
+
+def write_drawn(folder: Path, region: str, patients: int = 16) -> None:
+    """Write a series for each patient, every second with a bright cube, and what a person drew on each as DICOM SEG."""
+    rng, rows = np.random.default_rng(0), ["path,label,patient"]
+    for patient in range(patients):
+        volume, inside = rng.integers(0, 30, (6, 32, 32)), np.zeros((6, 32, 32), np.uint8)
+        row, column = rng.integers(3, 18, 2)
+        inside[1 + patient % 3 : 4, row : row + 11, column : column + 8] = 1
+        if patient % 2:
+            volume[inside > 0] = 1000
+        described = hd.seg.SegmentDescription(
+            1, region, codes.SCT.Tissue, codes.SCT.Bone, algorithm_type=hd.seg.SegmentAlgorithmTypeValues.MANUAL
+        )
+        hd.seg.Segmentation(
+            write_series(folder / f"ct{patient}", patient, volume), inside, "BINARY", [described],
+            generate_uid(), 2, generate_uid(), 1, "M", "M", "1", "1",
+        ).save_as(folder / f"seg{patient}.dcm")  # fmt: skip
+        rows.append(f"ct{patient},{'cube' if patient % 2 else 'empty'},patient-{patient}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A study up to its measured model."""
+
+    config: Config
+    prepared: Prepared
+    trained: Trained
+
+    def point(self, **changes: Any) -> tuple[PointingFindings, ...]:
+        config = self.config.model_copy(update=changes)
+        artifact = explanations.explain(config, self.prepared, self.trained)
+        return explanations.read_explanations(artifact.path).pointing
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("lesion", "monai_resnet10_narrow", "slices: 6"), ("cube", "monai_resnet10_3d", "depth: 32")],
+    ids=["slices", "whole"],
+)
+def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    folder = tmp_path_factory.mktemp("drawn")
+    region, backbone, plan = request.param
+    write_drawn(folder / "study", region)
+    (folder / "drawn.yaml").write_text(CONFIG.format(folder=folder, backbone=backbone, plan=plan))
+    config = load_config(folder / "drawn.yaml")
+    scans = steps.ingest_scans(config)
+    cohort = steps.build_cohort(config, scans)
+    split = steps.split_by_patient(config, cohort)
+    plan = steps.make_plan(config, scans, cohort, split)
+    prepared = Prepared(scans, cohort, split, plan, steps.pack_images(config, scans, cohort, plan))
+    checkpoint = steps.fit_in_phases(config, cohort, split, plan, prepared.pack, False)
+    shared = (checkpoint, cohort, split, prepared.pack)
+    val, test = steps.predict_part(config, *shared, "val"), steps.predict_part(config, *shared, "test", "model")
+    calibrator = examination.calibrate(config, plan, val)
+    evaluation = steps.evaluate(config, plan, val, test)
+    return Drawn(config, prepared, Trained(checkpoint, calibrator, test, val, test, evaluation))
+
+
+def shown(drawn: Drawn) -> tuple[torch.Tensor, Array]:
+    """Give what the network sees of the test part's studies with a cube, and where that is bright, study by study."""
+    known = read_cohort(drawn.prepared.cohort.path).studies
+    pack = read_pack(drawn.prepared.pack.path)
+    each, test = len(pack) // len(known), set(read_split(drawn.prepared.split.path).test)
+    chosen = [n for n, study in enumerate(known) if study.study_id in test and study.target == (0, 1)]
+    images = to_images(pack[[n * each + k for n in chosen for k in range(each)]], torch.device("cpu"))
+    return images, (images.numpy() > 0.5).reshape(len(chosen), -1, 32, 32)
+
+
+def test_the_maps_of_studies_that_hold_the_class_are_held_against_what_was_drawn(drawn: Drawn) -> None:
+    (found,) = drawn.point()
+    images, cube = shown(drawn)
+    network = io.read_network(drawn.trained.checkpoint.path).eval()
+    maps = grad_cam(network, images, [1] * len(images), "binary").reshape(cube.shape)
+    assert (found.method, found.label, found.hits.n, found.hits.patients) == ("Grad-CAM", "cube", 4, 4)
+    assert found.hits.value == pytest.approx(hits(maps, cube).mean())
+    assert found.inside.value == pytest.approx(relevance_inside(maps, cube).mean(), rel=1e-4)
+    assert found.inside_chance.value == pytest.approx(cube.mean()) and 0.02 < cube.mean() < 0.05
+    assert found.inside.value != found.inside_chance.value
+
+
+def test_a_mask_that_is_not_called_as_a_class_counts_and_is_said_to(drawn: Drawn) -> None:
+    (found,) = drawn.point()
+    regions = {scan.region for scan in read_scans(drawn.prepared.scans.path) if scan.mask_of is not None}
+    assert regions in ({"1 cube"}, {"1 lesion"})
+    assert (UNNAMED in found.notes) is (regions == {"1 lesion"})
+
+
+def test_the_test_part_is_not_opened_again_and_a_second_time_nothing_is_done(drawn: Drawn) -> None:
+    drawn.point()
+    events = AuditLog(drawn.config.workspace).events()
+    assert [e["action"] for e in events].count("test.opened") == 1
+    assert explanations.explain(drawn.config, drawn.prepared, drawn.trained).reused
+
+
+def test_where_maps_are_dear_the_first_studies_are_measured_and_the_rest_counted(
+    drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, cube = shown(drawn)
+    monkeypatch.setitem(explanations._POINTED, "Grad-CAM", 2 * len(images) // len(cube))
+    (found,) = drawn.point(seed=1)
+    assert found.hits.n == 2
+    assert "the first 2 of 4 studies with a mask" in found.notes
