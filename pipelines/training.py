@@ -26,7 +26,7 @@ from medtl.errors import ModelError
 if TYPE_CHECKING:
     from medtl.model.fit import Material
     from medtl.model.surgery import StagedNetwork
-    from medtl.records import Cohort, LoadReport, Plan, Split
+    from medtl.records import Cohort, Epoch, LoadReport, Phase, Plan, Split
 
 log = logging.getLogger("medtl")
 LIBRARIES = ("torch", "torchvision", "monai", "numpy", "scikit-learn", "pydicom", "opencv-python-headless")
@@ -100,19 +100,28 @@ def train_here(job: Job, folder: Path) -> None:
         "classes": cohort.classes,
         "channels": plan.channels,
         "size": plan.size,
-        "stages": network.stage_names,
-        "weights": report,
-        "phases": phases,
-        "history": history,
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "environment": {
-            **versions(*LIBRARIES),
-            "device": device.type,
-            "threads": str(job.threads),
-            "precision": fit.precision_of(model, device),
-        },
+        **described_by(network, report, phases, history),
+        "environment": environment_of(job, device.type, fit.precision_of(model, device)),
     }
     io.write_checkpoint(folder, network.to("cpu"), described)
+
+
+def described_by(
+    network: StagedNetwork, report: LoadReport, phases: Sequence[Phase], history: Sequence[Epoch]
+) -> dict[str, Any]:
+    """Give what any checkpoint says of its network and its training."""
+    return {
+        "stages": network.stage_names,
+        "weights": report,
+        "phases": tuple(phases),
+        "history": tuple(history),
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+
+
+def environment_of(job: Job, device: str, precision: str) -> dict[str, str]:
+    """Give what a training was computed with and on."""
+    return {**versions(*LIBRARIES), "device": device, "threads": str(job.threads), "precision": precision}
 
 
 def network_for(config: Config, cohort: Cohort, plan: Plan) -> tuple[StagedNetwork, LoadReport]:

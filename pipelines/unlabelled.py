@@ -238,17 +238,8 @@ def train_here(job: training.Job, folder: Path) -> None:
         "classes": (),
         "channels": plan.channels,
         "size": plan.patch,
-        "stages": network.stage_names,
-        "weights": report,
-        "phases": phases,
-        "history": history,
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "environment": {
-            **training.versions(*training.LIBRARIES),
-            "device": device.type,
-            "threads": str(job.threads),
-            "precision": precision,
-        },
+        **training.described_by(network, report, phases, history),
+        "environment": training.environment_of(job, device.type, precision),
     }
     io.write_segmenter(folder, network.to("cpu"), described, model)
 
