@@ -490,6 +490,12 @@ class SegmenterConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="of a network that is not encoder_unet")
     loss: Literal["dice_ce", "dice_focal", "dice", "ce"] = "dice_ce"
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the running mean of the weights, which is kept; 0: off")
+    members: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="networks whose probabilities are averaged, each trained without one fold of the training part",
+    )
     validate_every: int | None = Field(
         None, ge=1, description="epochs from one validation to the next; null: 15 validations in a phase"
     )

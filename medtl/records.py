@@ -374,6 +374,7 @@ class Checkpoint:
     head: str = "linear"  # or knn: nearest neighbours; or mask: a segmentation
     mean: tuple[float, ...] = ()  # subtracted from values of 0 to 1, one per channel; empty: the backbone's own
     std: tuple[float, ...] = ()  # divided by
+    members: tuple[str, ...] = ()  # sha256 of the weights of further networks, whose answers are averaged with these
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,6 +490,7 @@ class MaskQuality:
     flagged: int = 0
     studies: int = 0
     patients: int = 0
+    assumed: Mapping[str, float] = field(default_factory=dict)  # number, of structures that may be absent: if unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from medtl.records import (
     Part,
     Release,
     Scan,
+    Split,
     Study,
 )
 from pipelines import steps, training
@@ -136,11 +137,51 @@ def from_scratch(config: Config) -> Config:
 
 
 def fit_masks(config: Config, prepared: Prepared, scratch: bool = False) -> Artifact:
-    """Packed volumes -> checkpoint, phase by phase; goes on where an interrupted run was."""
+    """Packed volumes -> checkpoint of one network, or of several, each trained without one fold."""
+    config = from_scratch(config) if scratch else config
+    label, count = "training from scratch" if scratch else "training", config.model.segmenter.members
+    if count == 1:
+        return _fit_one(config, prepared, label)
+    found = [
+        _fit_one(config, replace(prepared, split=split), f"{label}, network {number} of {count}")
+        for number, split in enumerate(_folds_within(config, prepared, count), 1)
+    ]
+    inputs = {"members": [one.digest for one in found], "code": [code_digest("model"), file_digest(Path(__file__))]}
+    store, folders = AuditedStore(config.workspace), [one.path for one in found]
+    joined = store.make("checkpoint", inputs, lambda folder: _join(folder, folders))
+    if not joined.reused:
+        steps.keep_seconds(config, joined, sum(steps.seconds_of(config, one) or 0.0 for one in found))
+    return joined
+
+
+def _join(folder: Path, members: Sequence[Path]) -> None:
+    from medtl.model.io import join_segmenters
+
+    join_segmenters(folder, members)
+
+
+def _folds_within(config: Config, prepared: Prepared, count: int) -> list[Artifact]:
+    """Cut the training part into folds; validation and test are in none of them."""
+    from medtl.dataset import io, split
+    from medtl.studies.io import read_cohort
+
+    known, outer = read_cohort(prepared.cohort.path), io.read_split(prepared.split.path)
+    inputs = {"split": prepared.split.digest, "members": count, "seed": config.seed, "code": code_digest("dataset")}
+    store, found = AuditedStore(config.workspace), []
+    for number, inner in enumerate(split.folds_within(known.studies, outer, count, config.seed), 1):
+
+        def build(folder: Path, inner: Split = inner) -> None:
+            io.write_split(folder, inner)
+
+        found.append(store.make("split", {**inputs, "member": number}, build))
+    return found
+
+
+def _fit_one(config: Config, prepared: Prepared, label: str) -> Artifact:
+    """Train one network, phase by phase; go on where an interrupted run was."""
     from medtl.model import fit, io
     from medtl.model.vault import Vault, resolve_weights
 
-    config = from_scratch(config) if scratch else config
     model = config.model
     weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
     device = fit.device_of(model)
@@ -168,7 +209,7 @@ def fit_masks(config: Config, prepared: Prepared, scratch: bool = False) -> Arti
     saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
     job = training.Job(
         config, prepared.cohort.path, prepared.split.path, prepared.plan.path, prepared.pack.path,
-        prepared.pack.digest, saver.path.parent, "training from scratch" if scratch else "training", threads,
+        prepared.pack.digest, saver.path.parent, label, threads,
     )  # fmt: skip
     return steps.trained_by(config, job, saver, inputs)
 
@@ -306,7 +347,7 @@ def evaluate_masks(config: Config, prepared: Prepared, val: Artifact, test: Arti
         components = masks.choose_holes(components, kept[0], kept[1], asked)
         io.write_components(folder, components)
         learned = material.measured(val, components)
-        rule = quality.fit_quality(*material.foretold_from(val, learned), asked, config.seed)
+        rule = quality.fit_quality(*material.foretold_from(val, learned), asked, config.seed, _assumed(learned))
         io.write_quality(folder, rule)
         results = material.measured(test, components)
         io.write_mask_results(folder, results)
@@ -581,7 +622,7 @@ class Predicted:
 
 
 class Segmenter:
-    """A trained segmentation, asked scan by scan; nothing is cleaned yet."""
+    """A trained segmentation, of one network or several, asked scan by scan; nothing is cleaned yet."""
 
     def __init__(self, config: Config, checkpoint: Path, plan: Path) -> None:
         from medtl.dataset.io import read_grid
@@ -590,7 +631,7 @@ class Segmenter:
         fit.make_deterministic(config.seed, config.model.threads)
         self.settings, self.plan = io.read_inference(checkpoint), read_grid(plan)
         self.device = fit.device_of(config.model)
-        self.network = io.read_segmenter(checkpoint, self.plan)
+        self.networks = io.read_segmenters(checkpoint, self.plan)
         trained_in: Any = io.read_checkpoint(checkpoint).environment["precision"]
         wanted = self.settings.precision
         self.precision: Precision = trained_in if wanted == "auto" else wanted
@@ -602,7 +643,7 @@ class Segmenter:
         from medtl.model.inference import Doubt, predict_grid, predict_slabs
 
         image, doubt = to_grid(pixels, scan, self.plan), Doubt(self.plan)
-        asked = (self.network, image, self.plan, self.settings, self.device, self.precision, doubt)
+        asked = (self.networks, image, self.plan, self.settings, self.device, self.precision, doubt)
         if scan.is_volume:  # slab by slab: a large volume's probabilities are never whole in memory
             return Predicted(to_source(predict_slabs(*asked), scan, self.plan), None, self._said(doubt))
         probabilities = predict_grid(*asked)
@@ -612,9 +653,16 @@ class Segmenter:
     def _said(self, doubt: Doubt) -> dict[str, float | None]:
         found, names = doubt.quality, [one.name for one in self.plan.structures]
         said = {f"entropy {name}": value for name, value in zip(names, found.entropy, strict=True)}
+        said |= {f"expected Dice {name}": value for name, value in zip(names, found.expected, strict=True)}
         if any(value is not None for value in found.agreement):
             said |= {f"agreement {name}": value for name, value in zip(names, found.agreement, strict=True)}
         return said
+
+
+def _assumed(learned: Sequence[MaskResult]) -> dict[str, float]:
+    """Say what stands for the numbers of structures that some validation patients rightly lack: that all is sure."""
+    absent = sorted({one.structure for one in learned if one.truth_ml == 0})
+    return {f"{number} {name}": sure for name in absent for number, sure in (("entropy", 0.0), ("agreement", 1.0))}
 
 
 def _by_id(scans: Artifact) -> dict[str, Scan]:

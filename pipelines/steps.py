@@ -527,11 +527,16 @@ def trained_by(config: Config, job: training.Job, saver: FolderSaver, inputs: Ma
     began = time.perf_counter()
     artifact = store.make("checkpoint", inputs, lambda folder: training.train(job, folder))
     if not artifact.reused:
-        taken = _seconds_file(config, artifact)
-        write_json(taken, {"seconds": round(time.perf_counter() - began, 2)})
-        AuditLog(config.workspace).note_files("training.timed", artifact.digest, [taken])
+        keep_seconds(config, artifact, time.perf_counter() - began)
     saver.clear()
     return artifact
+
+
+def keep_seconds(config: Config, checkpoint: Artifact, seconds: float) -> None:
+    """Write down how long a training took."""
+    taken = _seconds_file(config, checkpoint)
+    write_json(taken, {"seconds": round(seconds, 2)})
+    AuditLog(config.workspace).note_files("training.timed", checkpoint.digest, [taken])
 
 
 def seconds_of(config: Config, checkpoint: Artifact) -> float | None:

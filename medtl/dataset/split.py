@@ -87,6 +87,33 @@ def hold_out(studies: Sequence[Study], share: float, seed: int, near: Pairs = ()
     return split
 
 
+def folds_within(studies: Sequence[Study], split: Split, count: int, seed: int) -> tuple[Split, ...]:
+    """Cut the training part of a split into folds, each the validation part of one network; nobody else is in them.
+
+    Linked studies stay together, as they do in ``split``.
+
+    Args:
+        studies: of the cohort that was split.
+
+    Raises:
+        SplitError: too few patients for a fold.
+    """
+    learned = set(split.train)
+    inner = [study for study in studies if study.study_id in learned]
+    groups = {study.study_id: split.groups[study.study_id] for study in inner}
+    names = [str(number) for number in range(count)]
+    fold_of = deal(inner, groups, dict.fromkeys(names, 1 / count), seed)
+    if len(set(fold_of.values())) < count:
+        raise SplitError(
+            f"The training part has {len(set(groups.values()))} patients or groups, too few for {count} networks. "
+            "Lower model.segmenter.members."
+        )
+    sides: list[dict[str, Part]] = [
+        {study: "val" if fold == name else "train" for study, fold in fold_of.items()} for name in names
+    ]
+    return tuple(as_split(parts, groups, split.leaks) for parts in sides)
+
+
 def groups_of(studies: Sequence[Study], near: Pairs = ()) -> dict[str, str]:
     """Give each study its group: everything linked by a chain, named by its pixels."""
     parent: dict[Hashable, Hashable] = {}

@@ -1,7 +1,8 @@
 """How good a mask probably is, foretold without a true one from how unsure the network was; learned on validation.
 
 A number of uncertainty is unknown where a structure is not outlined at all. Of such a study nothing is foretold, and it
-is flagged: it may be the worst failure of all.
+is flagged: it may be the worst failure of all. Only of a structure that validation patients rightly lack, that it is
+not outlined says nothing by itself: a number may be assumed for it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def fit_quality(
     patients: Sequence[str],
     config: MasksConfig,
     seed: int,
+    assumed: Mapping[str, float] | None = None,
 ) -> MaskQuality:
     """Learn on validation to foretell a study's Dice from numbers of uncertainty.
 
@@ -42,13 +44,16 @@ def fit_quality(
     Args:
         doubts: numbers of uncertainty of each validation study, by name; None where unknown.
         dice: (n,), a study's mean over structures; NaN where not estimable.
+        assumed: what stands for a number where it is unknown, by its name; of structures that may be absent.
     """
-    features = _often_known(doubts)
-    numbers = _numbers(doubts, features)
+    assumed = dict(assumed or {})
+    features = _often_known(doubts, assumed)
+    numbers = _numbers(doubts, features, assumed)
     known = np.isfinite(numbers).all(1) & np.isfinite(dice)
     x, y = numbers[known], dice[known]
     ids, people = ([name for name, there in zip(names, known, strict=True) if there] for names in (study_ids, patients))
     empty = MaskQuality("none", "", features, config.fail_below, studies=len(ids), patients=len(set(people)))
+    empty = replace(empty, assumed={name: value for name, value in assumed.items() if name in features})
     if not features:
         return replace(empty, reason="no number of uncertainty is known of at least half of the validation studies")
     if empty.patients < FEWEST_PATIENTS:
@@ -74,7 +79,7 @@ def foretell(quality: MaskQuality, doubts: Sequence[Mapping[str, float | None]])
     Args:
         doubts: numbers of uncertainty of each study, by the names that :func:`fit_quality` learned from.
     """
-    numbers = _numbers(doubts, quality.features)
+    numbers = _numbers(doubts, quality.features, quality.assumed)
     known = np.isfinite(numbers).all(1)
     found = np.full(len(numbers), np.nan)
     if quality.method != "none" and known.any():
@@ -126,16 +131,21 @@ def quality_scores(
     return tuple(found)
 
 
-def _numbers(doubts: Sequence[Mapping[str, float | None]], features: Sequence[str]) -> FloatArray:
-    """Lay the numbers of each study in a row, NaN where unknown."""
-    rows = [[np.nan if (value := one.get(name)) is None else value for name in features] for one in doubts]
+def _numbers(
+    doubts: Sequence[Mapping[str, float | None]], features: Sequence[str], assumed: Mapping[str, float]
+) -> FloatArray:
+    """Lay the numbers of each study in a row, NaN where unknown and nothing is assumed."""
+    rows = [
+        [assumed.get(name, np.nan) if (value := one.get(name)) is None else value for name in features]
+        for one in doubts
+    ]
     return np.array(rows, dtype=np.float64).reshape(len(doubts), len(features))
 
 
-def _often_known(doubts: Sequence[Mapping[str, float | None]]) -> tuple[str, ...]:
+def _often_known(doubts: Sequence[Mapping[str, float | None]], assumed: Mapping[str, float]) -> tuple[str, ...]:
     """Name the numbers that at least half of the studies have, so that one that nobody has costs no study."""
     names = sorted({name for one in doubts for name in one})
-    return tuple(name for name in names if 2 * np.isfinite(_numbers(doubts, (name,))).sum() >= len(doubts))
+    return tuple(name for name in names if 2 * np.isfinite(_numbers(doubts, (name,), assumed)).sum() >= len(doubts))
 
 
 def _crossed(method: str, x: FloatArray, y: FloatArray, folds: IntArray, empty: MaskQuality) -> FloatArray:

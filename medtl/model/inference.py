@@ -34,6 +34,7 @@ _SIGMA = 1 / 8  # of a window's side: Isensee et al., nnU-Net, Nature Methods 20
 _AT_ONCE = {"cpu": 1, "mps": 1, "cuda": 8}  # windows: on a CPU one at a time is fastest
 _SLICES_AT_ONCE = {"cpu": 4, "mps": 4, "cuda": 32}
 _DARK = 1e-12
+_HINT = 0.05  # probability from which a voxel counts: a background of millions of near-zeros does not
 _THIN = 16  # planes of weighted windows that are handed on at a time
 _Item = TypeVar("_Item")
 
@@ -55,11 +56,14 @@ class Quality:
     """How sure a prediction is of each structure; None where it predicted nothing of it.
 
     ``entropy`` is the mean, in bits, of the structure's probability over the voxels that were given to it;
-    ``agreement`` the mean Dice of all pairs of networks or mirrored views, None where there was one only.
+    ``agreement`` the mean Dice of all pairs of networks or mirrored views, None where there was one only;
+    ``expected`` the Dice of the mask with its own probabilities, one voxel added to both: always known, and 1 where
+    nothing was outlined and nothing looked like it.
     """
 
     entropy: tuple[float | None, ...]
     agreement: tuple[float | None, ...]
+    expected: tuple[float, ...]
 
 
 class Doubt:
@@ -73,6 +77,7 @@ class Doubt:
         self._plan = plan
         self._entropy, self._voxels = np.zeros(count), np.zeros(count)
         self._both, self._either = np.zeros(count), np.zeros(count)
+        self._inside, self._hinted = np.zeros(count), np.zeros(count)
         self._pairs = False
 
     def see(self, slab: FloatArray) -> None:
@@ -80,9 +85,12 @@ class Doubt:
         coded = codes(slab, self._plan)
         for number in range(len(self._plan.structures)):
             mine = coded & (1 << number) > 0 if self._plan.overlapping else coded == number + 1
-            p = np.clip(slab[number + (not self._plan.overlapping)][mine].astype(np.float64), _DARK, 1 - _DARK)
+            own = slab[number + (not self._plan.overlapping)]
+            p = np.clip(own[mine].astype(np.float64), _DARK, 1 - _DARK)
             self._entropy[number] -= float((p * np.log2(p) + (1 - p) * np.log2(1 - p)).sum())
             self._voxels[number] += p.size
+            self._inside[number] += float(p.sum())
+            self._hinted[number] += float(own.sum(dtype=np.float64, where=own >= _HINT))
 
     def compare(self, members: Sequence[Tensor]) -> None:
         """Take the codes, uint8, that each network and view gave to the same voxels."""
@@ -99,7 +107,9 @@ class Doubt:
         """Give what was seen so far."""
         entropy = (e / n if n else None for e, n in zip(self._entropy.tolist(), self._voxels.tolist(), strict=True))
         pairs = zip(self._both.tolist(), self._either.tolist(), strict=True)
-        return Quality(tuple(entropy), tuple(b / n if n and self._pairs else None for b, n in pairs))
+        agreement = tuple(b / n if n and self._pairs else None for b, n in pairs)
+        expected = (2 * self._inside + 1) / (self._hinted + self._voxels + 1)
+        return Quality(tuple(entropy), agreement, tuple(np.minimum(expected, 1).tolist()))
 
 
 def predict_grid(

@@ -6,8 +6,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -132,19 +132,39 @@ def write_segmenter(
     return record
 
 
-def read_segmenter(folder: Path, plan: GridPlan) -> SegmenterNetwork:
-    """Build the segmentation of a checkpoint with its weights.
+def join_segmenters(folder: Path, members: Sequence[Path]) -> Checkpoint:
+    """Write several checkpoints of one plan and one config as one; it is described as the first of them is."""
+    first, others = members[0], members[1:]
+    write_bytes(folder / WEIGHTS, (first / WEIGHTS).read_bytes())
+    for number, member in enumerate(others, 2):
+        write_bytes(folder / _member_file(number), (member / WEIGHTS).read_bytes())
+    record = replace(read_checkpoint(first), members=tuple(read_checkpoint(one).weights_sha256 for one in others))
+    write_record(folder / CHECKPOINT, record)
+    write_record(folder / BUILT, read_record(first / BUILT, Built))
+    return record
+
+
+def read_segmenters(folder: Path, plan: GridPlan) -> tuple[SegmenterNetwork, ...]:
+    """Build the segmentation of a checkpoint with its weights: one network, or several that are asked together.
 
     Raises:
         WeightsError: the weights are not those that the description names.
     """
     record, built = read_checkpoint(folder), read_record(folder / BUILT, Built)
-    if file_digest(folder / WEIGHTS) != record.weights_sha256:
-        raise WeightsError("The checkpoint's weights were altered after they were written.")
     settings = {"backbone": built.backbone, "segmenter": built.segmenter, "weights": "none"}
-    network, _ = build_segmenter(plan, ModelConfig.model_validate(settings), 0, None)
-    network.load_state_dict(read_weights(folder / WEIGHTS))
-    return network.eval()
+    found = []
+    for number, digest in enumerate((record.weights_sha256, *record.members), 1):
+        file = folder / (WEIGHTS if number == 1 else _member_file(number))
+        if file_digest(file) != digest:
+            raise WeightsError(f"The checkpoint's weights ({file.name}) were altered after they were written.")
+        network, _ = build_segmenter(plan, ModelConfig.model_validate(settings), 0, None)
+        network.load_state_dict(read_weights(file))
+        found.append(network.eval())
+    return tuple(found)
+
+
+def _member_file(number: int) -> str:
+    return f"member-{number}.safetensors"
 
 
 def read_inference(folder: Path) -> InferenceConfig:

@@ -105,19 +105,23 @@ class Decoder(nn.Module):
         steps: take the coarser and the finer features; coarsest first.
         output: takes the finest.
         coarser: outputs that take what the last steps but one gave, finest first; they learn too.
-        sees_image: the last step takes the image itself for features.
+        detail: makes features of the image itself for the last step, where the encoder's begin coarser.
     """
 
     def __init__(
-        self, steps: Sequence[nn.Module], output: nn.Module, coarser: Sequence[nn.Module], sees_image: bool
+        self,
+        steps: Sequence[nn.Module],
+        output: nn.Module,
+        coarser: Sequence[nn.Module],
+        detail: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.steps, self.output, self.coarser = nn.ModuleList(steps), output, nn.ModuleList(coarser)
-        self.sees_image = sees_image
+        self.detail = detail
 
     def forward(self, images: Tensor, features: list[Tensor]) -> Tensor | list[Tensor]:
         """Give logits of full resolution; in training those of ``coarser`` behind them."""
-        finer = [images, *features] if self.sees_image else features
+        finer = [self.detail(images), *features] if self.detail is not None else features
         x, passed = finer[-1], []
         for step, skip in zip(self.steps, finer[-2::-1], strict=True):
             x = step(x, skip)
@@ -136,17 +140,22 @@ class UpStep(nn.Module):
 
     def __init__(self, dimensions: int, coarse: int, skip: int, width: int, norm: str) -> None:
         super().__init__()
-        conv, normed = _LAYERS[dimensions, norm]
-        layers: list[nn.Module] = []
-        for channels in (coarse + skip, width):
-            layers += [conv(channels, width, 3, padding=1, bias=False), normed(width, affine=True), nn.ReLU()]
-        self.block = nn.Sequential(*layers)
+        self.block = twice(dimensions, coarse + skip, width, norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Give features of the size of ``skip``."""
         x = nn.functional.interpolate(x, size=skip.shape[2:], mode="nearest")
         found: Tensor = self.block(torch.cat([x, skip.to(x.dtype)], 1))
         return found
+
+
+def twice(dimensions: int, channels: int, width: int, norm: str) -> nn.Sequential:
+    """Make two convolutions, each with its norm and a ReLU."""
+    conv, normed = _LAYERS[dimensions, norm]
+    layers: list[nn.Module] = []
+    for taken in (channels, width):
+        layers += [conv(taken, width, 3, padding=1, bias=False), normed(width, affine=True), nn.ReLU()]
+    return nn.Sequential(*layers)
 
 
 _LAYERS: Mapping[tuple[int, str], tuple[type, type]] = {
@@ -234,7 +243,7 @@ def _cut_dynunet(built: Any, plan: GridPlan, settings: SegmenterConfig) -> tuple
     coarser = [UnetOutBlock(plan.dimensions, plan.filters[level], plan.outputs) for level in range(1, count + 1)]
     for output in coarser:
         output.apply(built.initialize_weights)
-    stages[HEAD] = Decoder(list(built.upsamples), built.output_block, coarser, sees_image=False)
+    stages[HEAD] = Decoder(list(built.upsamples), built.output_block, coarser)
     return stages, [(number, 0) for number in range(len(downs))]
 
 
@@ -282,7 +291,26 @@ def _open_trunk(name: str, source: nn.Module, channels: int) -> StagedNetwork:
         raise ConfigError(f"'{name}' hands on no features in space. Set model.backbone to a ResNet or a DenseNet.")
     trunk = cut(source, name, channels, 1, 0.0)
     _open_end(trunk)
+    _align(name, trunk)
     return trunk
+
+
+def _align(name: str, trunk: StagedNetwork) -> None:
+    """Pad what takes an edge off, so that features lie over their own pixels at every size of the image.
+
+    SqueezeNet does not pad: its features, stretched over the image, would lie three pixels off at the edges. Inception
+    stays as it is, since its pools are not modules; MONAI's EfficientNet pads by modules of its own.
+    """
+    modules = list(trunk.modules())
+    if name.startswith("inception") or any(isinstance(one, nn.ConstantPad2d | nn.ConstantPad3d) for one in modules):
+        return
+    for module in modules:
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and not isinstance(module.padding, str):
+            axes = zip(module.kernel_size, module.stride, module.dilation, module.padding, strict=True)
+            module.padding = tuple(p if k <= s else max(p, d * (k - 1) // 2) for k, s, d, p in axes)
+        elif isinstance(module, nn.MaxPool2d | nn.MaxPool3d):
+            assert isinstance(module.kernel_size, int)
+            module.padding, module.ceil_mode = (module.kernel_size - 1) // 2, False
 
 
 def _multiple(size: int, sizes: Sequence[int]) -> int:
@@ -330,9 +358,9 @@ def _find_taps(trunk: StagedNetwork, size: int) -> tuple[list[Tap], list[int], l
 
 
 def _make_decoder(plan: GridPlan, settings: SegmenterConfig, widths: Sequence[int], sees_image: bool) -> Decoder:
-    skips = [plan.channels, *widths] if sees_image else list(widths)
-    least = max(8, plan.filters[0] // 2)
-    wide = [min(least * 2**level, _WIDEST) for level in range(len(skips) - 1)]
+    fine = max(8, plan.filters[0] // 2)
+    skips = [fine, *widths] if sees_image else list(widths)
+    wide = [min(fine * 2**level, _WIDEST) for level in range(len(skips) - 1)]
     steps, coarse = [], skips[-1]
     for level in reversed(range(len(wide))):
         steps.append(UpStep(plan.dimensions, coarse, skips[level], wide[level], settings.norm))
@@ -340,7 +368,8 @@ def _make_decoder(plan: GridPlan, settings: SegmenterConfig, widths: Sequence[in
     conv = _LAYERS[plan.dimensions, settings.norm][0]
     count = min(_COARSER, len(wide) - 1) if settings.deep_supervision else 0
     coarser = [conv(wide[level], plan.outputs, 1) for level in range(1, count + 1)]
-    return Decoder(steps, conv(wide[0], plan.outputs, 1), coarser, sees_image)
+    detail = twice(plan.dimensions, plan.channels, fine, settings.norm) if sees_image else None
+    return Decoder(steps, conv(wide[0], plan.outputs, 1), coarser, detail)
 
 
 def _load_own(network: SegmenterNetwork, weights: WeightsFile | None, min_share: float) -> LoadReport:

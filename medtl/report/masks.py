@@ -61,6 +61,10 @@ _PLANES: Mapping[str, tuple[str, str, str]] = {
     "coronal": ("coronal", "axial", "sagittal"),
     "sagittal": ("sagittal", "axial", "coronal"),
 }
+MEMBERS = (
+    "each trained without one fold of the training part; their probabilities are averaged; phases and curves are the "
+    "first one's"
+)
 _ANALYSIS = "Analysis of failures"
 _PREDICTIVE = "Predictive values"  # begins the limit that speaks of decisions, which a mask has none of
 
@@ -357,7 +361,9 @@ def _model_table(facts: MaskFacts) -> Table:
     table, made = tables.model_table(facts.checkpoint), facts.checkpoint
     channels = "1 channel" if made.channels == 1 else f"{made.channels} channels"
     size = f"patches of {_times(made.size)}, {channels}"
-    named = {"Input": ("Input", size), "Backbone": ("Network", made.backbone)}
+    count = 1 + len(made.members)
+    network = made.backbone if count == 1 else f"{count} of {made.backbone}, {MEMBERS}"
+    named = {"Input": ("Input", size), "Backbone": ("Network", network)}
     return replace(table, rows=tuple(named.get(row[0], row) for row in table.rows))
 
 

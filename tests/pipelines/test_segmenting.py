@@ -166,6 +166,26 @@ def test_folds_are_pooled_over_patients(finished: tuple[Path, dict[str, Any]]) -
     assert "left" in Path(told["report"]).read_text()
 
 
+def test_several_networks_are_one_release(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, one = finished
+    several = ("--set", "model.segmenter.members=2", "--set", "report.title=Two networks")
+    told = medtl("run", folder / "balls.yaml", *several)
+    assert told["status"] == "validated" and told["digests"]["checkpoint"] != one["digests"]["checkpoint"]
+    assert told["split"] == one["split"]  # the folds are of the training part; nobody else learns
+    assert "2 of dynunet" in Path(told["report"]).read_text()
+    release = folder / "workspace" / "artifacts" / "release"
+    (kept,) = (path.parent for path in release.rglob("member-2.safetensors"))
+    assert (kept / "weights.safetensors").read_bytes() != (kept / "member-2.safetensors").read_bytes()
+    told_of = json.loads((kept / "quality.json").read_text())
+    assert "agreement left" in json.dumps(told_of) or told_of["method"] == "none"
+    new = write_masked(tmp_path / "new", patients=2, seed=7)
+    asked = ("--scans", new / "images", "--release", told["release"])
+    assert medtl("predict", folder / "balls.yaml", *asked, "--out", tmp_path / "out")["scans"] == 2
+    (kept / "member-2.safetensors").write_bytes(b"another network")
+    assert medtl("predict", folder / "balls.yaml", *asked, "--out", tmp_path / "again", code=1) == {}
+    medtl("run", folder / "balls.yaml")  # the other one is as it was
+
+
 def test_a_verb_that_is_for_diagnosis_says_so(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     for verb in ("study", "advise", "lr-find"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from medtl.config import SplitConfig
 from medtl.dataset.io import read_split, write_split
 from medtl.dataset.leaks import crossings
-from medtl.dataset.split import hold_out, split_cohort
+from medtl.dataset.split import folds_within, hold_out, split_cohort
 from medtl.errors import SplitError, StorageError
 from medtl.records import PARTS, Cohort, Leak, Split, Study
 
@@ -61,6 +61,24 @@ def test_scans_without_labels_are_held_out_by_patient_and_none_is_left_for_testi
         seen[one.patient].add(found[one.study_id])
     assert all(len(where) == 1 for where in seen.values())
     assert 0.1 < len(split.val) / len(found) < 0.35
+
+
+@settings(max_examples=50)
+@given(cohorts(), st.integers(0, 3), st.integers(2, 4))
+def test_folds_of_the_training_part_hold_nobody_else_and_everybody_once(given_: Cohort, seed: int, count: int) -> None:
+    outer = split_cohort(given_, SplitConfig(), seed)
+    found = folds_within(given_.studies, outer, count, seed)
+    assert Counter(name for inner in found for name in inner.val) == Counter(outer.train)
+    for inner in found:
+        assert sorted((*inner.train, *inner.val)) == sorted(outer.train) and inner.test == ()
+        assert {inner.groups[name] for name in inner.train}.isdisjoint(inner.groups[name] for name in inner.val)
+
+
+def test_a_training_part_of_few_patients_has_no_folds() -> None:
+    few = cohort(*(study(n, n % 2) for n in range(12)))
+    outer = split_cohort(few, SplitConfig(val=0.3, test=0.3), 0)
+    with pytest.raises(SplitError, match=r"model\.segmenter\.members"):
+        folds_within(few.studies, outer, 20, 0)
 
 
 def test_one_patient_is_too_few_to_hold_anybody_out() -> None:

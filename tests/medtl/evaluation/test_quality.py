@@ -83,6 +83,19 @@ def test_a_study_whose_structure_is_missed_altogether_is_flagged_and_its_failure
     assert "nothing is foretold of 1 of 31 studies" in error.note and "1 of 31" in flagged.note
 
 
+def test_what_may_be_absent_is_not_doubted_for_being_absent() -> None:
+    dice, numbers = np.linspace(0.4, 0.95, 30), doubts(np.linspace(0.4, 0.95, 30), 0.005)
+    ids = [f"s{i}" for i in range(30)]
+    absent: dict[str, float | None] = {"disagreement": None, "noise": 0.5}
+    strict = fit_quality(numbers, dice, ids, ids, MasksConfig(), seed=0)
+    assert is_flagged(strict, foretell(strict, [absent])).tolist() == [True]
+    assumed = {"disagreement": 0.0, "another": 1.0}
+    knowing = fit_quality(numbers, dice, ids, ids, MasksConfig(), seed=0, assumed=assumed)
+    assert knowing.assumed == {"disagreement": 0.0}  # of no number that is not looked at
+    assert foretell(knowing, [absent]) == pytest.approx(foretell(knowing, [absent | {"disagreement": 0.0}]))
+    assert is_flagged(knowing, foretell(knowing, [absent])).tolist() == [False]
+
+
 def test_a_study_without_a_dice_is_no_part_of_any_share() -> None:
     dice, numbers = with_a_failure(many := np.linspace(0.4, 0.95, 30), doubts(many, 0.005))
     dice[-1], ids = np.nan, [f"s{i}" for i in range(31)]

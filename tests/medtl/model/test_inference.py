@@ -312,10 +312,22 @@ def test_certainty_has_no_entropy_and_an_absent_structure_has_none_to_tell() -> 
     plan = a_plan()
     sure = np.zeros((3, 4, 4, 4), np.float32)
     sure[1] = 1
-    assert quality(sure, plan) == Quality((pytest.approx(0, abs=1e-9), None), (None, None))
+    assert quality(sure, plan) == Quality((pytest.approx(0, abs=1e-9), None), (None, None), (pytest.approx(1.0), 1.0))
     torn = np.full((3, 4, 4, 4), 0.25, np.float32)
     torn[2] = 0.5
     assert quality(torn, plan).entropy == (None, pytest.approx(1.0))
+
+
+def test_the_expected_dice_is_that_of_a_mask_with_its_probabilities() -> None:
+    plan = a_plan()
+    torn = np.full((3, 4, 4, 4), 0.25, np.float32)
+    torn[2] = 0.5
+    first, second = quality(torn, plan).expected
+    assert first == pytest.approx(1 / (0.25 * 64 + 1))  # nothing was outlined, and much looked like it
+    assert second == pytest.approx((2 * 0.5 * 64 + 1) / (0.5 * 64 + 64 + 1))
+    faint = np.full((3, 4, 4, 4), 0.01, np.float32)
+    faint[0] = 0.98
+    assert quality(faint, plan).expected == (1.0, 1.0)
 
 
 def test_agreement_is_the_dice_of_networks_and_alike_ones_agree() -> None:
@@ -339,6 +351,7 @@ def test_a_doubt_sees_the_same_in_slabs_as_in_the_whole() -> None:
     network, image, doubt = a_network(plan, "instance"), a_scan(41, 16, 16), Doubt(plan)
     found = predicted(network, image, plan, doubt)
     assert doubt.quality.entropy == pytest.approx(quality(found, plan).entropy, rel=1e-6)
+    assert doubt.quality.expected == pytest.approx(quality(found, plan).expected, rel=1e-6)
 
 
 @pytest.mark.slow

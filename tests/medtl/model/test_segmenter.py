@@ -102,6 +102,23 @@ def test_a_backbone_hands_on_features_of_every_resolution(name: str) -> None:
     assert 28 <= seen[0][0] <= 32  # half the image: what a stem's pooling takes away is handed on before it
 
 
+@pytest.mark.parametrize("name", ["squeezenet1_0", "alexnet", "googlenet", "resnet18"])
+def test_features_lie_over_their_own_pixels_at_both_edges_of_the_image(name: str) -> None:
+    network = make("encoder_unet", grid(2), backbone=name).eval()
+    stem = network.stages[network.stage_names[0]]
+    assert isinstance(stem, torch.nn.Sequential)
+    first = stem[: min(place for stage, place in network.taps if stage == 0) + 1]
+    for place in (8, 96, 184):
+        image = torch.rand(1, network.mean.shape[1], 192, 192, requires_grad=True)
+        found = first(image)
+        step = 192 / found.shape[-1]
+        assert step == int(step)  # as many features as fit, and none taken off an edge
+        (grown,) = torch.autograd.grad(found[0, :, :, round(place / step)].abs().sum(), image)
+        columns = grown[0].abs().sum((0, 1))
+        seen = float((columns * torch.arange(192)).sum() / columns.sum())
+        assert abs(seen - place) <= 1.5
+
+
 def test_an_edge_that_is_taken_off_again_is_no_resolution() -> None:
     assert make("encoder_unet", grid(3), backbone="monai_efficientnet_b0_3d").eval()(
         torch.randn(1, 1, 32, 32, 32)

@@ -447,7 +447,7 @@ def test_listen_counts_and_stops_when_it_is_told(tmp_path: Path, ct: Ct, sending
 def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path, series: list[Dataset], sending: Sending) -> None:
     receiver, address = start(tmp_path)
     acknowledged = []
-    with sending(address, timeout_s=3) as sender:
+    with sending(address, timeout_s=60) as sender:
         for one in series:
             if len(acknowledged) == 60:
                 threading.Timer(0.02, receiver.kill).start()
