@@ -31,7 +31,7 @@ demo: $(READY)   ## write a small hospital, train on it, name the report
 TESTS := $(PREFECT_OFF) $(BIN)/python -m pytest -m "not data and not services and not browser" --cov
 test: $(READY)   ## every test that needs nothing but this folder
 	@OMP_NUM_THREADS=1 $(TESTS) --ignore=tests/pipelines -n 2 --dist loadfile --cov-report= $(ARGS) || [ $$? = 5 ]
-	@$(TESTS) tests/pipelines --cov-append --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS) || [ $$? = 5 ]
+	@$(TESTS) --cov-append --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) tests/pipelines $(ARGS) || [ $$? = 5 ]
 
 test-data: $(READY) ## the tests on real scans (DATA=folder that holds data/ and weights/)
 	@MEDTL_TEST_DATA=$(abspath $(DATA)) $(PREFECT_OFF) $(BIN)/python -m pytest -m data $(ARGS)
@@ -56,7 +56,7 @@ format: $(READY) ## write the format and the safe fixes
 	@$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## every benchmark beside its peers (ARGS=--json for figures)
-	@for file in $$(ls benchmarks/*.py | grep -v -e _peers -e pretraining -e results -e views); do $(BIN)/python $$file $(ARGS) || exit 1; done
+	@for file in $$(ls benchmarks/*.py | grep -v -e _peers -e nnunet.py -e pretraining -e results -e views); do $(BIN)/python $$file $(ARGS) || exit 1; done
 
 docs: $(READY)   ## write docs/config.md from the config's sections
 	@$(BIN)/python -c 'from pathlib import Path; from pipelines.look import config_reference; Path("docs/config.md").write_text(config_reference())'
