@@ -209,7 +209,7 @@ def theirs(
         did = f"{run['steps']} steps of {run['batch']}"
         line: dict[str, Any] = {"who": "nnU-Net", "minutes": run["minutes"], "seconds": run["seconds"], "did": did}
         for name in SHOWN:
-            score = next(one for one in scores if one.metric == name and one.target == "macro")
+            score = next(one for one in scores if one.metric == name and one.label == "macro")
             line[name] = {"value": score.value, "low": score.low, "high": score.high}
         lines.append(line | {"peer": run})
     return lines

@@ -317,7 +317,7 @@ def elsewhere(
     """
     from pipelines.validation import Elsewhere
 
-    summary = _flow(load_diagnosis(config, set_, "elsewhere"), "elsewhere", Elsewhere(scans, release, allow_candidate))
+    summary = _flow(load(config, set_), "elsewhere", Elsewhere(scans, release, allow_candidate))
     rows = [
         (name, *(number(found[key]) for key in ("value", "low", "high"))) for name, found in summary["metrics"].items()
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -60,7 +59,7 @@ def measure(config: Config, phase: str | None) -> RangeTest:
     plan = steps.make_plan(config, scans, cohort, split)
     pack = steps.pack_images(config, scans, cohort, plan)
     known, parts, how = read_cohort(cohort.path), read_split(split.path), read_plan(plan.path)
-    fit.make_deterministic(config.seed, config.model.threads or os.cpu_count())
+    fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
     network, _ = training.network_for(config, known, how)
     material = training.material_for(config, known, parts, read_pack(pack.path), pack.digest)
     return find_learning_rate(network, material, config.model, config.seed, phase)

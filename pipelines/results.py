@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import resource
 import sys
 from collections import Counter
@@ -30,7 +29,7 @@ from pipelines.steps import (
     label_table,
     source_files,
 )
-from pipelines.training import LIBRARIES, vault_folder, versions
+from pipelines.training import LIBRARIES, threads_for, vault_folder, versions
 
 log = logging.getLogger("medtl")
 EXTRAS = ("weasyprint", "ipyniivue")  # where they are installed, a report has a PDF and a viewer
@@ -99,7 +98,7 @@ def run_key(config: Config, inputs: Inputs) -> str:
         mode="json", exclude={"workspace": True, "audit": True, "scans": {"source", "key_file", "workers", "pacs"}}
     )
     settings["model"].pop("weights")
-    threads = config.model.threads or os.cpu_count() or 1
+    threads = threads_for(config.model, 1)
     own = ("steps.py", "examination.py", "explanations.py", "training.py", "results.py", "run.py", "incumbent.py",
            "segmenting.py")  # fmt: skip
     code = [code_digest(*rooms), *(file_digest(Path(__file__).parent / name) for name in own)]

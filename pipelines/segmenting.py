@@ -7,7 +7,6 @@ of :mod:`pipelines.steps`; only what a mask needs is here.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -79,7 +78,7 @@ def plan_grid(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
 
     def build(folder: Path) -> None:
         known, training_part = read_cohort(cohort.path), set(io.read_split(split.path).train)
-        by_id = _by_id(scans)
+        by_id = scans_by_id(scans)
         chosen = [study for study in known.studies if study.study_id in training_part]
         images, masks = [by_id[s.scan_id] for s in chosen], [_mask_of(s, by_id) for s in chosen]
         read = PixelStore(steps.pixel_folder(config))
@@ -107,7 +106,7 @@ def pack_volumes(config: Config, scans: Artifact, cohort: Artifact, plan: Artifa
     }
 
     def build(folder: Path) -> None:
-        known, by_id = read_cohort(cohort.path), _by_id(scans)
+        known, by_id = read_cohort(cohort.path), scans_by_id(scans)
         read = PixelStore(steps.pixel_folder(config))
 
         wrong = [why for study in known.studies if (why := grid.misfit(by_id[study.scan_id], how)) is not None]
@@ -185,7 +184,7 @@ def _fit_one(config: Config, prepared: Prepared, label: str) -> Artifact:
     model = config.model
     weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
     device = fit.device_of(model)
-    threads = model.threads or max(1, (os.cpu_count() or 1) // model.processes)
+    threads = training.threads_for(model)
     left_out = set(steps.BY_THEMSELVES) - {"inference"}  # which validates
     inputs = {
         "cohort": prepared.cohort.digest,
@@ -296,7 +295,7 @@ def predict_masks(
         steps.open_test(config, prepared.cohort, prepared.split, checkpoint, inputs, purpose, "masks")
 
     def build(folder: Path) -> None:
-        known, by_id = read_cohort(prepared.cohort.path), _by_id(prepared.scans)
+        known, by_id = read_cohort(prepared.cohort.path), scans_by_id(prepared.scans)
         chosen = set(read_split(prepared.split.path).part(part))
         studies = [study for study in known.studies if study.study_id in chosen]
         network = Segmenter(config, checkpoint.path, prepared.plan.path)
@@ -339,7 +338,7 @@ def evaluate_masks(config: Config, prepared: Prepared, val: Artifact, test: Arti
     }
 
     def build(folder: Path) -> None:
-        material, asked = _Masks(config, prepared), config.evaluation.masks
+        material, asked = Masks(config, prepared), config.evaluation.masks
         whole, largest = (material.dice_of(val, choice) for choice in (None, material.largest))
         components = masks.choose_components(whole, largest, material.cohort.classes, asked)
         filled = [replace(choice, fill=True) for choice in components]
@@ -360,7 +359,7 @@ def evaluate_masks(config: Config, prepared: Prepared, val: Artifact, test: Arti
     return AuditedStore(config.workspace).make("evaluation", inputs, build)
 
 
-class _Masks:
+class Masks:
     """The true and the predicted masks of a cohort, study by study."""
 
     def __init__(self, config: Config, prepared: Prepared) -> None:
@@ -369,7 +368,7 @@ class _Masks:
         from medtl.studies.io import read_cohort
 
         self.config, self.plan = config, read_grid(prepared.plan.path)
-        self.cohort, self.by_id = read_cohort(prepared.cohort.path), _by_id(prepared.scans)
+        self.cohort, self.by_id = read_cohort(prepared.cohort.path), scans_by_id(prepared.scans)
         self.read = PixelStore(steps.pixel_folder(config))
         self.unit: Literal["mm", "pixels"] = "pixels" if self.plan.axis is None else "mm"
 
@@ -520,7 +519,7 @@ def pool_mask_folds(config: Config, cohort: Artifact, found: Sequence[Tested]) -
         ranks: dict[str, list[PixelRanks]] = {}
         unit: Literal["mm", "pixels"] = "mm"
         for one in found:
-            material = _Masks(config, one.prepared)
+            material = Masks(config, one.prepared)
             unit = material.unit
             for name, some in (material.pixels(one.trained.test) or {}).items():
                 ranks.setdefault(name, []).extend(some)
@@ -576,7 +575,7 @@ def report_masks(
     from medtl.report.io import viewer_digest, write_mask_report
     from medtl.report.masks import MaskFacts
 
-    material = _Masks(config, prepared)
+    material = Masks(config, prepared)
     results, components = (
         io.read_mask_results(segmented.evaluation.path),
         io.read_components(segmented.evaluation.path),
@@ -665,7 +664,8 @@ def _assumed(learned: Sequence[MaskResult]) -> dict[str, float]:
     return {f"{number} {name}": sure for name in absent for number, sure in (("entropy", 0.0), ("agreement", 1.0))}
 
 
-def _by_id(scans: Artifact) -> dict[str, Scan]:
+def scans_by_id(scans: Artifact) -> dict[str, Scan]:
+    """Read the scans of an intake."""
     from medtl.scans.intake import read_scans
 
     return {scan.scan_id: scan for scan in read_scans(scans.path)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -482,7 +481,7 @@ def fit_in_phases(
     weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
     device = fit.device_of(model)
     precision = fit.precision_of(model, device)
-    threads = model.threads or max(1, (os.cpu_count() or 1) // model.processes)
+    threads = training.threads_for(model)
     inputs = {
         "cohort": cohort.digest,  # the labels
         "split": split.digest,

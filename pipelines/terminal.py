@@ -40,7 +40,7 @@ def load_diagnosis(path: Path, overrides: Sequence[str] | None, verb: str) -> Co
     if config.segments:
         raise ConfigError(
             f"`medtl {verb}` is for diagnosis, and this config has masks (studies.labels.mask): a segmentation. It "
-            "takes run, train, evaluate, crossval and predict."
+            "takes run, train, evaluate, crossval, predict and elsewhere."
         )
     return config
 

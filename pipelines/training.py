@@ -106,6 +106,13 @@ def train_here(job: Job, folder: Path) -> None:
     io.write_checkpoint(folder, network.to("cpu"), described)
 
 
+def threads_for(model: ModelConfig, processes: int | None = None) -> int:
+    """Give the threads of each process: as wanted, else the cores that this process may use, shared out."""
+    # what a container or taskset left of the machine; only Linux can tell
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return model.threads or max(1, cores // (processes or model.processes))
+
+
 def described_by(
     network: StagedNetwork, report: LoadReport, phases: Sequence[Phase], history: Sequence[Epoch]
 ) -> dict[str, Any]:

@@ -8,7 +8,6 @@ are listed beside the weights, and no later run takes them into its test part.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from medtl.audit import AuditedStore, AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import AnyArray, Artifact, Cohort, FloatArray, Scan, Split, Study
-from pipelines import steps, training
+from pipelines import segmenting, steps, training
 from pipelines.prepared import Prepared
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def plan_scans(config: Config, scans: Artifact, cohort: Artifact, split: Artifac
     }
 
     def build(folder: Path) -> None:
-        learned, by_id = set(io.read_split(split.path).train), _by_id(scans)
+        learned, by_id = set(io.read_split(split.path).train), segmenting.scans_by_id(scans)
         images = [by_id[s.scan_id] for s in read_cohort(cohort.path).studies if s.study_id in learned]
         blank = [replace(scan, mask_of=scan.scan_id, slope=1.0, intercept=0.0) for scan in images]
         stored = PixelStore(steps.pixel_folder(config))
@@ -150,7 +149,7 @@ def pack_scans(config: Config, scans: Artifact, cohort: Artifact, split: Artifac
     inputs = {"scans": scans.digest, "split": split.digest, "plan": decided, "code": code_digest("dataset")}
 
     def build(folder: Path) -> None:
-        by_id, used = _by_id(scans), _used(read_cohort(cohort.path), io.read_split(split.path))
+        by_id, used = segmenting.scans_by_id(scans), _used(read_cohort(cohort.path), io.read_split(split.path))
         read = PixelStore(steps.pixel_folder(config))
 
         def items() -> Iterator[tuple[str, FloatArray, AnyArray]]:
@@ -169,7 +168,7 @@ def fit_reconstruction(config: Config, prepared: Prepared) -> Artifact:
 
     model = config.model
     device = fit.device_of(model)
-    threads = model.threads or max(1, (os.cpu_count() or 1) // model.processes)
+    threads = training.threads_for(model)
     left_out = set(steps.BY_THEMSELVES) - {"reconstruct"}
     inputs = {
         "cohort": prepared.cohort.digest,
@@ -306,12 +305,6 @@ def _taken(cohort: Cohort, study: Split | None) -> tuple[Study, ...]:
 def _used(cohort: Cohort, split: Split) -> tuple[Study, ...]:
     chosen = {*split.train, *split.val}
     return tuple(study for study in cohort.studies if study.study_id in chosen)
-
-
-def _by_id(scans: Artifact) -> dict[str, Scan]:
-    from medtl.scans.intake import read_scans
-
-    return {scan.scan_id: scan for scan in read_scans(scans.path)}
 
 
 def _nothing(scan: Scan) -> AnyArray:

@@ -6,17 +6,20 @@ whom it learned from may be among the new ones.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medtl.artifacts import Store, code_digest, storage_errors, write_bytes, write_json
+from medtl.artifacts import Store, code_digest, file_digest, storage_errors, write_bytes, write_json
 from medtl.audit import AuditedStore, AuditLog
 from medtl.config import Config
 from medtl.errors import SplitError, StudyError
 from medtl.records import Artifact, Cohort, Evaluation, Split
-from pipelines import examination, steps
+from pipelines import examination, segmenting, steps
 from pipelines.incumbent import taught
+from pipelines.prepared import Prepared
 
 if TYPE_CHECKING:
     from medtl.registry.io import Entry
@@ -30,6 +33,7 @@ _COMPARED = (
     "brier",
     "calibration_slope",
 )
+_COMPARED_MASKS = ("dice", "median_dice", "nsd", "hd95_mm", "assd_mm", "relative_volume_error", "pixel_auroc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ def validate_elsewhere(config: Config, scans: Artifact, asked: Elsewhere) -> dic
     register = Register(config.workspace)
     entry = register.choose(config.name, asked.release, asked.allow_candidate)
     folder = register.open(entry)
+    if config.segments:
+        return _of_masks(config, scans, asked, entry, folder)
     plan = read_plan(folder)
     labels = config.studies.labels.model_copy(update={"classes": plan.classes})
     config = config.model_copy(update={"studies": config.studies.model_copy(update={"labels": labels})})
@@ -72,7 +78,55 @@ def validate_elsewhere(config: Config, scans: Artifact, asked: Elsewhere) -> dic
     raw = steps.predict_part(config, as_both, cohort, split, pack, "test", "external")
     told = examination.apply_calibrator(config, as_both, raw)
     evaluation = _measure(config, folder, told, entry.digest)
-    return _written(config, entry, folder, evaluation, known, looked)
+    return _written(config, entry, folder, evaluation, known, looked, _COMPARED)
+
+
+def _of_masks(config: Config, scans: Artifact, asked: Elsewhere, entry: Entry, folder: Path) -> dict[str, Any]:
+    """Draw the masks of a segmentation, clean them as the release does, measure them."""
+    from medtl.dataset.grid import misfit, overlap
+    from medtl.dataset.io import read_grid
+    from medtl.evaluation import io, masks, quality
+    from medtl.studies.io import read_cohort
+
+    plan = read_grid(folder)
+    cohort = steps.build_cohort(config, scans)
+    known = read_cohort(cohort.path)
+    shown, outlined = ([one.name for one in structures] for structures in (known.structures, plan.structures))
+    if shown != outlined or overlap(known.structures) != plan.overlapping:
+        raise StudyError(
+            f"The masks show {', '.join(shown)}; release {entry.release.release_id} outlines {', '.join(outlined)}. "
+            "Name the same structures in this order, with the values that masks have here: studies.labels.structures."
+        )
+    looked = _refuse_the_known(config, known, entry)
+    by_id = segmenting.scans_by_id(scans)
+    unfit = {study.study_id: why for study in known.studies if (why := misfit(by_id[study.scan_id], plan)) is not None}
+    if len(unfit) == len(known.studies):
+        raise StudyError(f"No scan fits the release: {next(iter(unfit.values()))}.")
+    split = _all_of_it(config, cohort, known, unfit)
+    as_both = Artifact("release", entry.release.release_id, entry.digest, folder, reused=True)
+    prepared = Prepared(scans, cohort, split, as_both, as_both)
+    drawn = segmenting.predict_masks(config, prepared, as_both, "test", "external")
+    inputs = {
+        "masks": drawn.digest,
+        "release": entry.digest,
+        "config": config.evaluation.model_dump(mode="json"),
+        "seed": config.seed,
+        "code": [code_digest("evaluation"), file_digest(Path(__file__))],
+    }
+
+    def build(out: Path) -> None:
+        material = segmenting.Masks(config, prepared)
+        results = material.measured(drawn, io.read_components(folder))
+        io.write_mask_results(out, results)
+        found = masks.assess_masks(results, config.evaluation, config.seed, material.unit, material.pixels(drawn))
+        rule = io.read_quality(folder)
+        doubts, dice, ids, people = material.foretold_from(drawn, results)
+        foretold = quality.foretell(rule, doubts)
+        told = quality.quality_scores(rule, foretold, dice, ids, people, config.evaluation.uncertainty, config.seed)
+        io.write_evaluation(out, replace(found, scores=(*found.scores, *told)))
+
+    evaluation = AuditedStore(config.workspace).make("evaluation", inputs, build)
+    return _written(config, entry, folder, evaluation, known, looked, _COMPARED_MASKS, Counter(unfit.values()))
 
 
 def _refuse_the_known(config: Config, known: Cohort, entry: Entry) -> bool:
@@ -90,13 +144,13 @@ def _refuse_the_known(config: Config, known: Cohort, entry: Entry) -> bool:
     return True
 
 
-def _all_of_it(config: Config, cohort: Artifact, known: Cohort) -> Artifact:
+def _all_of_it(config: Config, cohort: Artifact, known: Cohort, without: Collection[str] = ()) -> Artifact:
     from medtl.dataset import io
     from medtl.dataset.split import groups_of
 
-    names = tuple(sorted(study.study_id for study in known.studies))
-    split = Split((), (), names, groups_of(known.studies), predefined=False)
-    inputs = {"cohort": cohort.digest, "all": "test", "code": code_digest("dataset")}
+    studies = [study for study in known.studies if study.study_id not in without]
+    split = Split((), (), tuple(sorted(s.study_id for s in studies)), groups_of(studies), predefined=False)
+    inputs = {"cohort": cohort.digest, "all": "test", "without": sorted(without), "code": code_digest("dataset")}
     return AuditedStore(config.workspace).make("split", inputs, lambda folder: io.write_split(folder, split))
 
 
@@ -120,14 +174,21 @@ def _measure(config: Config, folder: Path, told: Artifact, release: str) -> Arti
 
 
 def _written(
-    config: Config, entry: Entry, folder: Path, found: Artifact, known: Cohort, looked: bool
+    config: Config,
+    entry: Entry,
+    folder: Path,
+    found: Artifact,
+    known: Cohort,
+    looked: bool,
+    compared: Sequence[str],
+    left_out: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     from medtl.evaluation.comparison import change
     from medtl.evaluation.io import read_evaluation
     from medtl.report.elsewhere import page
 
     inside, outside = read_evaluation(folder), read_evaluation(found.path)
-    metrics = [m for m in _COMPARED if m in inside.metrics and m in outside.metrics]
+    metrics = [m for m in compared if m in inside.metrics and m in outside.metrics]
     changes = {m: change(inside.metrics[m], outside.metrics[m]) for m in metrics}
     release, limits = entry.release.release_id, config.report.limits
     out = Store(config.workspace).workspace / "reports"
@@ -135,7 +196,8 @@ def _written(
         out.mkdir(exist_ok=True)
     path = out / f"{config.name}-{release}-elsewhere-{found.digest[:12]}.html"
     title = config.report.title or config.name
-    write_bytes(path, page(title, release, inside, outside, changes, known.patients_known, looked, limits).encode())
+    shown = page(title, release, inside, outside, changes, known.patients_known, looked, limits, left_out)
+    write_bytes(path, shown.encode())
     figures = {
         "release": release,
         "studies": outside.n,
@@ -143,16 +205,17 @@ def _written(
         "metrics": {name: asdict(score) for name, score in outside.metrics.items()},
         "released_with": {name: asdict(inside.metrics[name]) for name in metrics},
         "overlap_looked_for": looked,
+        "left_out": dict(left_out or {}),
         "change": {name: asdict(score) for name, score in changes.items()},
     }
     write_json(path.with_suffix(".json"), figures)
     trail = AuditLog(config.workspace)
     trail.note_files("report.published", found.digest, [path, path.with_suffix(".json")])
-    auroc = _plain(outside)
-    trail.append("release.validated_elsewhere", release, details={"evaluation": found.digest, "n": outside.n, **auroc})
+    plain = _plain(outside, compared[0])
+    trail.append("release.validated_elsewhere", release, details={"evaluation": found.digest, "n": outside.n, **plain})
     return {**figures, "report": str(path)}
 
 
-def _plain(evaluation: Evaluation) -> dict[str, Any]:
-    score = evaluation.metrics.get("auroc")
-    return {} if score is None else {"auroc": [score.value, score.low, score.high]}
+def _plain(evaluation: Evaluation, metric: str) -> dict[str, Any]:
+    score = evaluation.metrics.get(metric)
+    return {} if score is None else {metric: [score.value, score.low, score.high]}

@@ -187,10 +187,10 @@ def codes_of(
     Raises:
         PlanError: more structures than a code holds, values that no structure has, or a field of another shape.
     """
-    overlap = _overlap(structures)
-    most = MOST_OVERLAPPING if overlap else MOST_EXCLUDING
+    sharing = overlap(structures)
+    most = MOST_OVERLAPPING if sharing else MOST_EXCLUDING
     if len(structures) > most:
-        what = "that share values (regions)" if overlap else "in one mask"
+        what = "that share values (regions)" if sharing else "in one mask"
         raise PlanError(f"{len(structures)} structures {what}; {most} are the most. Train two models.")
     pixels = pixels.view(np.uint8) if pixels.dtype == bool else pixels
     known = [0, *(value for one in structures for value in one.values), *(() if ignore is None else (ignore,))]
@@ -200,7 +200,7 @@ def codes_of(
     table[known] = 0
     for number, one in enumerate(structures):
         for value in one.values:
-            table[value] = table[value] | (1 << number) if overlap else number + 1
+            table[value] = table[value] | (1 << number) if sharing else number + 1
     if ignore is not None:
         table[ignore] = IGNORED
     codes = table[pixels]
@@ -484,7 +484,7 @@ def _measured(
     axis: Axis | None,
 ) -> tuple[dict[str, Any], list[tuple[FloatArray, FloatArray]]]:
     """Measure each training scan: values of its structures and of its body, and where its structures lie."""
-    overlap = _overlap(structures)
+    sharing = overlap(structures)
     samples, centres, lows = [], [], []
     for number, (scan, mask) in enumerate(zip(scans, masks, strict=True), 1):
         codes = codes_of(values_of(np.asarray(read(mask)), mask), structures, ignore)
@@ -497,7 +497,7 @@ def _measured(
         inside = values[(codes > 0) & (codes != IGNORED)]
         samples.append((_some(inside.reshape(-1)), _some(_body(values))))
         lows.append(float(values.min()))
-        centres.append([_centre(shown(codes, k, overlap)) for k in range(len(structures))])
+        centres.append([_centre(shown(codes, k, sharing)) for k in range(len(structures))])
         advance("planning", number, len(scans))
     facts = {
         "images": len(scans),
@@ -758,7 +758,8 @@ def _coloured(image: FloatArray, channels: int) -> FloatArray:
     return image
 
 
-def _overlap(structures: Sequence[Structure]) -> bool:
+def overlap(structures: Sequence[Structure]) -> bool:
+    """Tell whether structures share values: they are regions, and may share voxels."""
     values = [value for one in structures for value in one.values]
     return len(set(values)) < len(values)
 

@@ -196,7 +196,7 @@ def make_deterministic(seed: int, threads: int | None) -> int:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    count = threads or os.cpu_count() or 1
+    count = threads or torch.get_num_threads()  # torch's own default: the cores that this process may use
     torch.set_num_threads(count)
     return count
 

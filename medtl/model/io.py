@@ -164,7 +164,7 @@ def read_segmenters(folder: Path, plan: GridPlan) -> tuple[SegmenterNetwork, ...
 
 
 def _member_file(number: int) -> str:
-    return f"member-{number}.safetensors"
+    return f"model-{number}.safetensors"
 
 
 def read_inference(folder: Path) -> InferenceConfig:

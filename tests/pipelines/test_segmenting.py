@@ -15,6 +15,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from medtl.audit import AuditLog
 
@@ -43,7 +44,7 @@ registry: {{promotion: {{gate: [{{metric: dice, bound: value, at_least: 0.3}}]}}
 AFFINE = np.array([[-1.2, 0, 0, 90.0], [0, -1.1, 0, 100.0], [0, 0, 2.0, -40.0], [0, 0, 0, 1.0]])
 
 
-def write_masked(folder: Path, patients: int = 16, seed: int = 0) -> Path:
+def write_masked(folder: Path, patients: int = 16, seed: int = 0, who: str = "patient") -> Path:
     """Write volumes of 28-31 x 30 x 14 voxels with two balls, one brighter than the other, and their masks."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
@@ -60,7 +61,7 @@ def write_masked(folder: Path, patients: int = 16, seed: int = 0) -> Path:
             values[inside], mask[inside] = values[inside] + 250 * label, label
         for kind, array in (("images", values.astype(np.int16)), ("masks", mask)):
             nibabel.save(nibabel.Nifti1Image(array, AFFINE), folder / kind / f"case{patient}.nii.gz")
-        rows.append(f"images/case{patient}.nii.gz,masks/case{patient}.nii.gz,patient-{patient}")
+        rows.append(f"images/case{patient}.nii.gz,masks/case{patient}.nii.gz,{who}-{patient}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     return folder
 
@@ -166,6 +167,48 @@ def test_folds_are_pooled_over_patients(finished: tuple[Path, dict[str, Any]]) -
     assert "left" in Path(told["report"]).read_text()
 
 
+def test_it_is_measured_on_masks_from_elsewhere(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, summary = finished
+    other = write_masked(tmp_path / "other", patients=6, seed=11, who="someone")
+    for path in (other / "masks").iterdir():  # somebody else's values
+        mask = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(mask.dataobj).astype(np.uint8) * 10, AFFINE), path)
+    values = ("--set", "studies.labels.structures={left: 10, right: 20}")
+    told = medtl("elsewhere", folder / "balls.yaml", "--scans", other, *values)
+    assert (told["studies"], told["patients"], told["release"]) == (6, 6, summary["release"])
+    inside, outside, change = (told[key]["dice"] for key in ("released_with", "metrics", "change"))
+    assert inside["value"] == pytest.approx(summary["metrics"]["dice"]["value"])
+    assert outside["value"] > 0.3 and change["low"] <= change["value"] <= change["high"]
+    page = Path(told["report"]).read_text()
+    assert "Dice of each structure" in page and "what is kept of a mask" in page and "someone-" not in page
+    events = AuditLog(folder / "workspace").events()
+    assert [e["details"]["purpose"] for e in events if e["action"] == "test.opened"][-1] == "external"
+    (measured,) = (e for e in events if e["action"] == "release.validated_elsewhere")
+    assert measured["details"]["dice"][0] == pytest.approx(outside["value"])
+
+    again = medtl("elsewhere", folder / "balls.yaml", "--scans", folder / "study", code=1)  # they taught it
+    wrong = medtl("elsewhere", folder / "balls.yaml", "--scans", other, "--set",
+                  "studies.labels.structures={right: 10, left: 20}", code=1)  # fmt: skip
+    assert again == wrong == {}
+
+
+def test_two_processes_train_what_one_trains(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, alone = finished
+    before = trained(folder)
+    medtl("train", folder / "balls.yaml", "--set", "model.processes=2")
+    (another,) = (weights for digest, weights in trained(folder).items() if digest not in before)
+    one = before[alone["digests"]["checkpoint"]]
+    assert another.keys() == one.keys()
+    apart = np.concatenate([np.abs(another[name] - value).reshape(-1) for name, value in one.items()])
+    assert apart.max() < 0.03 and apart.mean() < 1e-3  # sums in another order, in bf16, at a rate of 0.01
+
+
+def trained(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the weights of all checkpoints, by their digests."""
+    found = (folder / "workspace" / "artifacts" / "checkpoint").glob("*/manifest.json")
+    return {json.loads(p.read_text())["digest"]: load_file(p.with_name("model.safetensors")) for p in found}
+
+
 def test_several_networks_are_one_release(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, one = finished
     several = ("--set", "model.segmenter.members=2", "--set", "report.title=Two networks")
@@ -174,14 +217,14 @@ def test_several_networks_are_one_release(finished: tuple[Path, dict[str, Any]],
     assert told["split"] == one["split"]  # the folds are of the training part; nobody else learns
     assert "2 of dynunet" in Path(told["report"]).read_text()
     release = folder / "workspace" / "artifacts" / "release"
-    (kept,) = (path.parent for path in release.rglob("member-2.safetensors"))
-    assert (kept / "weights.safetensors").read_bytes() != (kept / "member-2.safetensors").read_bytes()
+    (kept,) = (path.parent for path in release.rglob("model-2.safetensors"))
+    assert (kept / "model.safetensors").read_bytes() != (kept / "model-2.safetensors").read_bytes()
     told_of = json.loads((kept / "quality.json").read_text())
     assert "agreement left" in json.dumps(told_of) or told_of["method"] == "none"
     new = write_masked(tmp_path / "new", patients=2, seed=7)
     asked = ("--scans", new / "images", "--release", told["release"])
     assert medtl("predict", folder / "balls.yaml", *asked, "--out", tmp_path / "out")["scans"] == 2
-    (kept / "member-2.safetensors").write_bytes(b"another network")
+    (kept / "model-2.safetensors").write_bytes(b"another network")
     assert medtl("predict", folder / "balls.yaml", *asked, "--out", tmp_path / "again", code=1) == {}
     medtl("run", folder / "balls.yaml")  # the other one is as it was
 
