@@ -59,7 +59,7 @@ def main() -> None:
         work = Path(temporary)
         rows = dealt(config, given.source)
         theirs_in(work / "nnunet", given.source, rows, config)
-        lines = [ours(given, work, rows, minutes) for minutes in given.minutes]
+        lines = ours(given, work, rows)
         lines += theirs(given, work / "nnunet", rows, config)
     if given.plot:
         drawn(lines, len([row for row in rows if row["part"] == "test"])).savefig(given.plot, bbox_inches="tight")
@@ -95,8 +95,8 @@ def table_of(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
 # -- ours ----------------------------------------------------------------------------------------------------------
 
 
-def ours(given: argparse.Namespace, work: Path, rows: Sequence[Mapping[str, str]], minutes: float) -> dict[str, Any]:
-    """Measure how long an epoch takes, then train for as many as fit."""
+def ours(given: argparse.Namespace, work: Path, rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Measure how long an epoch takes, then train for as many as fit each time."""
     table = table_of(work / "labels.csv", rows)
     wanted = load_config(given.config).model.schedule
     if len(wanted) != 1:
@@ -106,20 +106,26 @@ def ours(given: argparse.Namespace, work: Path, rows: Sequence[Mapping[str, str]
         f"scans.source={given.source.absolute()}", f"workspace={work / 'workspace'}", "studies.labels.split=part",
         f"studies.labels.table={table}", f"model.threads={given.threads}",
     ]  # fmt: skip
-    seconds = []
-    for epochs in (1, 4):  # the first also builds, and what both share is taken off
-        told = medtl("train", given.config, [*common, f"model.phases={json.dumps([phase | {'epochs': epochs}])}"])
-        seconds.append(trained_s(work / "workspace"))
+
+    def trained(verb: str, epochs: int, *more: str) -> tuple[dict[str, Any], float]:
+        settings = [*common, f"model.phases={json.dumps([phase | {'epochs': epochs}])}", *more]
+        told = medtl(verb, given.config, settings)
+        newest = max(
+            (work / "workspace" / "index" / "seconds").glob("*.json"), key=lambda path: path.stat().st_mtime_ns
+        )
+        return told, float(json.loads(newest.read_text())["seconds"])
+
+    # of the trials the longer one validates once more; a long training does so fifteen times in all
+    seconds = [trained("train", epochs, f"model.segmenter.validate_every={epochs}")[1] for epochs in (1, 4)]
     each = (seconds[1] - seconds[0]) / 3
-    epochs = max(2, int((60 * minutes - (seconds[0] - each)) / each))
-    told = medtl("run", given.config, [*common, f"model.phases={json.dumps([phase | {'epochs': epochs}])}"])
-    return {
-        "who": "medtl",
-        "minutes": minutes,
-        "seconds": trained_s(work / "workspace"),
-        "did": f"{epochs} epochs",
-        **{name: told["metrics"][name] for name in SHOWN},
-    }
+    validating = max(0.0, seconds[0] - each)
+    found = []
+    for minutes in given.minutes:
+        epochs = max(2, int((60 * minutes - 15 * validating) / each))
+        told, taken = trained("run", epochs)
+        line = {"who": "medtl", "minutes": minutes, "seconds": taken, "did": f"{epochs} epochs"}
+        found.append(line | {name: told["metrics"][name] for name in SHOWN})
+    return found
 
 
 def medtl(verb: str, config: Path, settings: Sequence[str]) -> dict[str, Any]:
@@ -131,12 +137,6 @@ def medtl(verb: str, config: Path, settings: Sequence[str]) -> dict[str, Any]:
         raise SystemExit(f"medtl {verb} failed; its messages are above")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def trained_s(workspace: Path) -> float:
-    """Tell how long the last training took, its validation with it."""
-    newest = max((workspace / "index" / "seconds").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return float(json.loads(newest.read_text())["seconds"])
 
 
 # -- theirs --------------------------------------------------------------------------------------------------------

@@ -218,6 +218,11 @@ class LabelsConfig(Section):
     site: str | None = None
     sex: str | None = None
     age: str | None = Field(None, description="column of the age in years")
+    attributes: tuple[str, ...] = Field(
+        (),
+        max_length=8,
+        description="columns of further subgroups: [view, department]; in the table's own words, at most 20 in each",
+    )
     split: str | None = Field(None, description="column that holds train, val or test")
     classes: tuple[str, ...] | None = Field(
         None, description="order of the classes; the last of two is the positive one"
@@ -233,6 +238,11 @@ class LabelsConfig(Section):
         description="segmentation: name of each structure and its value in the masks; [1, 2]: a region of several",
     )
     ignore: int | None = Field(None, ge=1, le=65_535, description="segmentation: value of voxels that do not count")
+    box: tuple[str, str, str, str] | None = Field(
+        None,
+        description="diagnosis of images: columns of a box around the finding, [x0, y0, x1, y1], in pixels of the "
+        "upright image, x to the right, y downwards, x1 and y1 just outside; four blank cells: no box",
+    )
     empty_masks: Literal["exclude", "keep"] = Field(
         "exclude", description="segmentation: keep, where a scan without any structure is meant (no lesion)"
     )
@@ -245,10 +255,27 @@ class LabelsConfig(Section):
             raise ValueError("mask and structures go together: the column of the masks, and what their values mean")
         if self.mask is None and (self.field is not None or self.ignore is not None):
             raise ValueError("field and ignore are of masks: name the column mask too")
+        if self.box is not None and (self.mask is not None or self.table is None):
+            raise ValueError("box is of a diagnosis whose labels are in a table: a segmentation names masks")
         values = {v for one in self.structures.values() for v in ((one,) if isinstance(one, int) else one)}
         several = [one for one in self.structures.values() if not isinstance(one, int)]
         if self.ignore in values or any(one == () or len(set(one)) < len(one) for one in several):
             raise ValueError("a structure has a value of its own or several different ones, and none of them is ignore")
+        return self
+
+    @model_validator(mode="after")
+    def _attributes_are_nothing_else(self) -> Self:
+        if self.attributes and self.table is None:
+            raise ValueError("attributes are columns of a label table: give table too")
+        keys = (self.path, self.uid, self.patient, self.site, self.sex, self.age, self.split, self.mask, self.field)
+        labels = (self.label,) if isinstance(self.label, str) else self.label
+        several = (*labels, *self.groups, *(self.box or ()), "site", "sex", "age")
+        taken = {name.casefold() for name in (*keys, *several) if name is not None}
+        for at, name in enumerate(self.attributes):
+            if name.casefold() in taken:
+                raise ValueError(f"'{name}' cannot be one of attributes: another key of studies.labels is for it")
+            if name in self.attributes[:at]:
+                raise ValueError(f"'{name}' is twice among attributes: name it once")
         return self
 
 
@@ -564,7 +591,7 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     processes: int = Field(1, ge=1, le=64, description="processes that train together (torchrun), one a GPU")
     save_every_s: float = Field(20.0, ge=0, description="a crash costs at most so many seconds of training")
-    threads: int | None = Field(None, ge=1, description="CPU threads; bits depend on it; default: all cores")
+    threads: int | None = Field(None, ge=1, description="CPU threads; bits depend on it; default: the cores it may use")
     scratch: bool = Field(False, description="also train the same network without weights on the same split")
     scratch_phases: tuple[PhaseConfig, ...] | None = Field(
         None, description="default: strategy scratch, at least as many epochs as all phases together"
@@ -696,6 +723,11 @@ class EvaluationConfig(Section):
     calibration_bins: int = Field(10, ge=2, le=100)
     margin: float | None = Field(
         None, gt=0, lt=1, description="by how much a model may be worse than its reference and still be non-inferior"
+    )
+    explain: Literal["auto", "grad_cam", "occlusion"] = Field(
+        "auto",
+        description="how it is shown where the network looked; auto: Grad-CAM, or occlusion where it has no map for "
+        "that; occlusion explains any network and costs a hundred times as much",
     )
     ordered: bool = Field(False, description="classes are grades in this order: quadratic-weighted kappa too")
     calibration: CalibrationConfig = CalibrationConfig()

@@ -117,8 +117,10 @@ class Study:
     part: Part | None = None  # a predefined split
     exam: str | None = None  # the DICOM study that the scan is of
     groups: tuple[str, ...] = ()  # whatever else must stay together: lesion, source
+    attributes: Mapping[str, str] = field(default_factory=dict)  # column of the label table: its words; blank: absent
     mask: str | None = None  # scan_id of the mask that shows its structures, on the same voxels
     field: str | None = None  # scan_id of a mask outside of which nothing counts
+    box: tuple[float, float, float, float] | None = None  # around the finding: x0, y0, x1, y1 in pixels, half-open
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,7 +249,7 @@ def _measure(
 
     device = fit.device_of(config.model)
     precision = fit.precision_of(config.model, device)
-    fit.make_deterministic(config.seed, config.model.threads)
+    fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
     network, report = training.network_for(config, common.known, read_plan(plan.path))
     pixels, size = read_pack(pack.path), config.model.batch_size
     rows = np.asarray(common.rows([*common.parts.train, *common.parts.val]))

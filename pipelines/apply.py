@@ -15,6 +15,7 @@ from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import AnyArray, Artifact, Exclusion, FloatArray, Plan, Scan, Tally
+from pipelines import training
 from pipelines.examination import TALLY, Weighed, weigh
 from pipelines.results import excluded
 
@@ -48,10 +49,11 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     from medtl.registry.io import Register
     from medtl.scans.intake import names_of, read_scans
     from medtl.scans.segments import PixelStore
-    from pipelines.steps import pixel_folder, source_files
+    from pipelines.steps import note_unvalidated, pixel_folder, source_files
 
     register = Register(config.workspace)
     entry = register.choose(config.name, request.release, request.allow_candidate)
+    note_unvalidated(config, entry.release)
     folder = register.open(entry)
     if io.read_checkpoint(folder).head == "mask":
         from pipelines.apply_masks import apply_segmentation
@@ -68,7 +70,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
             images = np.concatenate([prepare_scan(pixels(scan), scan, plan) for scan in found[start : start + size]])
             yield images, np.full((len(images), len(plan.classes)), np.nan)
 
-    fit.make_deterministic(config.seed, config.model.threads)
+    fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
     probabilities: FloatArray = np.zeros((0, len(plan.classes)))
     weighed = Weighed()
     if found:

@@ -45,6 +45,7 @@ from medtl.records import (
     Study,
     SubgroupFindings,
 )
+from pipelines import training
 from pipelines.prepared import Prepared, Trained
 
 CALIBRATOR, CONFORMAL, ROBUSTNESS = "calibrator.json", "conformal.json", "robustness.json"
@@ -107,7 +108,7 @@ def look_inside(config: Config, checkpoint: Artifact, prepared: Prepared) -> Art
         images, network = read_pack(prepared.pack.path), io.read_network(checkpoint.path)
         slices, device = slices_of(images, len(known.studies)), fit.device_of(config.model)
         place = {study.study_id: row for row, study in enumerate(known.studies)}
-        fit.make_deterministic(config.seed, config.model.threads)
+        fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
         for part in PARTS:
             shown = rows_of([place[study] for study in split.part(part)], slices)
             batches = EvaluationBatches(images, np.repeat(known.targets, slices, 0), shown, config.model.batch_size)
@@ -166,7 +167,7 @@ def stress(config: Config, prepared: Prepared, trained: Trained) -> Artifact:
         rows = rows_of([place[study] for study in split.test], slices)
         fitted = read_record(trained.calibrator.path / CALIBRATOR, Calibrator)
         network, device = io.read_network(trained.checkpoint.path), fit.device_of(config.model)
-        fit.make_deterministic(config.seed, config.model.threads)
+        fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
         size, found = config.model.batch_size, []
         strengths: tuple[Strength, ...] = ("mild", "strong")
         asked = [(name, strength) for name in PERTURBATIONS for strength in strengths]
@@ -201,6 +202,7 @@ def examine(config: Config, prepared: Prepared, trained: Trained, inside: Artifa
         "test": [trained.raw_test.digest, trained.test.digest],
         "evaluation": trained.evaluation.digest,
         "config": config.evaluation.model_dump(mode="json"),
+        "attributes": config.studies.labels.attributes,
         "seed": config.seed,
         "code": code_digest("evaluation", "dataset", "monitoring"),
     }
@@ -239,7 +241,7 @@ def _examine(
     if counted is not None:
         write_record(folder / TALLY, counted)
     columns = {"site": [s.site for s in studies["train"]], "scanner": [s.scanner for s in studies["train"]]}
-    groups = subgroups.columns_of(studies["test"], wanted.subgroups.age_edges)
+    groups = subgroups.columns_of(studies["test"], wanted.subgroups.age_edges, config.studies.labels.attributes)
     common = (plan.task, plan.classes)
     found = {
         "calibration": calibration.examine(raw, fitted, plan.classes, wanted, seed),
@@ -280,7 +282,7 @@ def _part(prepared: Prepared, known: Cohort, split: Split, part: Part, features:
     """Lay out what the questions about shortcuts look at; the properties of volumes are not asked."""
     from medtl.dataset.io import read_pack
     from medtl.evaluation import shortcuts
-    from medtl.scans.intake import read_scans
+    from medtl.scans.intake import read_scans, read_sizes
 
     studies, properties = _studies(known, split, part), None
     if plan.volumes is None:
@@ -288,7 +290,9 @@ def _part(prepared: Prepared, known: Cohort, split: Split, part: Part, features:
         shapes = {scan.scan_id: (scan.shape[0], scan.shape[1]) for scan in read_scans(prepared.scans.path)}
         rows = [place[study.study_id] for study in studies]
         pixels: AnyArray = read_pack(prepared.pack.path)
-        properties = shortcuts.image_properties(pixels[rows], [shapes[study.scan_id] for study in studies])
+        sizes, names = read_sizes(prepared.scans.path), [study.scan_id for study in studies]
+        both = [shapes[name] for name in names], [sizes[name] for name in names]
+        properties = shortcuts.image_properties(pixels[rows], *both)
     ids, patients = tuple(study.study_id for study in studies), tuple(_patients(studies))
     return shortcuts.Part(ids, patients, _targets(known, split, part), properties, features)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,8 +29,13 @@ from medtl.records import (
     PointingFindings,
     Predictions,
     Scan,
+    Task,
 )
+from pipelines import training
 from pipelines.prepared import Prepared, Trained
+
+if TYPE_CHECKING:
+    from medtl.evaluation.pointing import Mark
 
 EXPLANATIONS = "explanations.json"
 _EACH = 4  # failures, and successes
@@ -52,6 +57,7 @@ def explain(config: Config, prepared: Prepared, trained: Trained) -> Artifact:
         "plan": prepared.plan.digest,
         "pack": prepared.pack.digest,
         "uncertainty": config.evaluation.uncertainty.model_dump(mode="json"),
+        "explain": config.evaluation.explain,
         "seed": config.seed,
         "code": code_digest("model", "dataset", "evaluation"),
     }
@@ -72,7 +78,7 @@ def _explain(config: Config, prepared: Prepared, trained: Trained, folder: Path)
     from medtl.evaluation.io import read_evaluation, read_predictions
     from medtl.model import fit, io
     from medtl.model.cache import to_images
-    from medtl.model.explain import check_sanity, grad_cam, occlusion
+    from medtl.model.explain import check_sanity
     from medtl.studies.io import read_cohort
 
     plan, test, known = (
@@ -86,17 +92,12 @@ def _explain(config: Config, prepared: Prepared, trained: Trained, folder: Path)
     # of a volume that is shown as slices, the middle one
     rows = [place[test.study_ids[one.row]] * slices + slices // 2 for one in telling]
     asked = [one.asked for one in telling]
-    fit.make_deterministic(config.seed, config.model.threads)
+    fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
     network = io.read_network(trained.checkpoint.path).to(device).eval()
-    images, method, note = to_images(pixels[rows], device), "Grad-CAM", ""
-    how: Any = grad_cam
-    try:
-        maps = grad_cam(network, images, asked, plan.task)
-    except ConfigError as error:  # a head of neighbours, or nothing with places in the image
-        how, method, note = occlusion, "occlusion", str(error)
-        maps = occlusion(network, images, asked, plan.task)
+    images = to_images(pixels[rows], device)
+    how, method, note, maps = _look(config.evaluation.explain, network, images, asked, plan.task)
     few = partial(how, images=images[:_CHECKED], classes=asked[:_CHECKED], task=plan.task)
-    sanity = check_sanity(network, few, method, config.seed, draws=5 if how is grad_cam else 2)
+    sanity = check_sanity(network, few, method, config.seed, draws=5 if method == "Grad-CAM" else 2)
     cases = tuple(
         Case(one.right, one.truth, one.decision, one.probability, *_pictures(image, relevance, plan.neighbours))
         for one, image, relevance in zip(telling, images.cpu().numpy(), maps, strict=True)
@@ -104,6 +105,28 @@ def _explain(config: Config, prepared: Prepared, trained: Trained, folder: Path)
     asking = partial(_maps, partial(how, network, task=plan.task), pixels, device)
     pointing = _point(config, prepared, plan, known, test, method, slices, asking)
     write_record(folder / EXPLANATIONS, Explanations(method, cases, sanity, note, pointing))
+
+
+def _look(wanted: str, network: Any, images: Any, asked: Sequence[int], task: Task) -> tuple[Any, str, str, FloatArray]:
+    """Make maps as it is wanted: the function that makes them, its name, why it is not Grad-CAM, and the maps.
+
+    Raises:
+        ConfigError: Grad-CAM is wanted and the network has no map for it.
+    """
+    from medtl.model.explain import grad_cam, occlusion
+
+    note = "occlusion was asked for (evaluation.explain)"
+    if wanted != "occlusion":
+        try:
+            return grad_cam, "Grad-CAM", "", grad_cam(network, images, asked, task)
+        except ConfigError as error:  # a head of neighbours, or nothing with places in the image
+            if wanted == "grad_cam":
+                raise ConfigError(
+                    f"evaluation.explain is grad_cam, and this network cannot be explained so: {error} "
+                    "--set evaluation.explain=auto"
+                ) from error
+            note = str(error)
+    return occlusion, "occlusion", note, occlusion(network, images, asked, task)
 
 
 def _point(
@@ -120,8 +143,8 @@ def _point(
     from medtl.evaluation.pointing import marked_studies, measure_pointing
 
     place = {study.study_id: row for row, study in enumerate(cohort.studies)}
-    images, masks = _drawn(prepared, cohort)
-    marked, said = marked_studies(test, plan.task, plan.classes, masks)
+    images, drawn = _drawn(prepared, cohort)
+    marked, said = marked_studies(test, plan.task, plan.classes, drawn)
     each = slices * math.prod(plan.size) * (plan.depth or 1)
     most, found = max(1, min(_POINTED[method] // slices, _PLACES // each)), []
     for index, every in marked.items():
@@ -130,7 +153,7 @@ def _point(
         maps = asking([place[study] * slices + number for study in ids for number in range(slices)], index)
         one = measure_pointing(
             maps.reshape(len(some), slices, *maps.shape[1:]),
-            _marks(config, plan, [(images[study], one.masks) for study, one in zip(ids, some, strict=True)]),
+            _marks(config, plan, [(images[study], one.marks) for study, one in zip(ids, some, strict=True)]),
             method,
             plan.classes[index],
             ids,
@@ -138,33 +161,40 @@ def _point(
             config.evaluation.uncertainty,
             config.seed,
         )
-        few = f"the first {most} of {len(every)} studies with a mask" if len(every) > most else ""
+        few = f"the first {most} of {len(every)} studies with a mark" if len(every) > most else ""
         found.append(replace(one, notes=(*one.notes, *filter(None, (said, few)))))
     return tuple(found)
 
 
-def _drawn(prepared: Prepared, cohort: Cohort) -> tuple[dict[str, Scan], dict[str, list[Scan]]]:
-    """Give the scan of each study, and the masks of those on which anything was drawn."""
+def _drawn(prepared: Prepared, cohort: Cohort) -> tuple[dict[str, Scan], dict[str, list[Mark]]]:
+    """Give the scan of each study, and the masks and boxes of those on which anything was drawn."""
     from medtl.scans.intake import read_scans
 
     scans = {scan.scan_id: scan for scan in read_scans(prepared.scans.path)}
     images = {study.study_id: scans[study.scan_id] for study in cohort.studies}
-    masks = defaultdict(list)
+    masks: dict[str, list[Mark]] = defaultdict(list)
     for scan in scans.values():
         if scan.mask_of is not None:
             masks[scan.mask_of].append(scan)
-    return images, {study: masks[scan.scan_id] for study, scan in images.items() if scan.scan_id in masks}
+    found: dict[str, list[Mark]] = {}
+    for study in cohort.studies:
+        marks = [*masks.get(study.scan_id, ()), *([study.box] if study.box is not None else [])]
+        if marks:
+            found[study.study_id] = marks
+    return images, found
 
 
-def _marks(config: Config, plan: Plan, drawn: Sequence[tuple[Scan, Sequence[Scan]]]) -> AnyArray:
-    """Lay all masks of each scan together, where the network sees it."""
+def _marks(config: Config, plan: Plan, drawn: Sequence[tuple[Scan, Sequence[Mark]]]) -> AnyArray:
+    """Lay all marks of each scan together, where the network sees it."""
     from medtl.dataset.transforms import prepare_mark
+    from medtl.evaluation.pointing import box_on
     from medtl.scans.segments import PixelStore
     from pipelines.steps import pixel_folder
 
     read, marks = PixelStore(pixel_folder(config)), []
-    for number, (image, masks) in enumerate(drawn, 1):
-        marks.append(prepare_mark(np.any([read(mask) > 0 for mask in masks], axis=0), image, plan))
+    for number, (image, some) in enumerate(drawn, 1):
+        each = [read(one) > 0 if isinstance(one, Scan) else box_on(image, one) for one in some]
+        marks.append(prepare_mark(np.any(each, axis=0), image, plan))
         advance("reading masks", number, len(drawn))
     return np.stack(marks)
 

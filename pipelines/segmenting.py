@@ -165,14 +165,20 @@ def _folds_within(config: Config, prepared: Prepared, count: int) -> list[Artifa
     from medtl.studies.io import read_cohort
 
     known, outer = read_cohort(prepared.cohort.path), io.read_split(prepared.split.path)
-    inputs = {"split": prepared.split.digest, "members": count, "seed": config.seed, "code": code_digest("dataset")}
+    inputs = {
+        "cohort": prepared.cohort.digest,  # folds are stratified by what its masks show
+        "split": prepared.split.digest,
+        "members": count,
+        "seed": config.seed,
+        "code": code_digest("dataset"),
+    }
     store, found = AuditedStore(config.workspace), []
     for number, inner in enumerate(split.folds_within(known.studies, outer, count, config.seed), 1):
 
         def build(folder: Path, inner: Split = inner) -> None:
             io.write_split(folder, inner)
 
-        found.append(store.make("split", {**inputs, "member": number}, build))
+        found.append(store.make("folds", {**inputs, "member": number}, build))
     return found
 
 
@@ -192,7 +198,7 @@ def _fit_one(config: Config, prepared: Prepared, label: str) -> Artifact:
         "plan": prepared.plan.digest,
         "pack": prepared.pack.digest,
         "config": {
-            **model.model_dump(mode="json", exclude=left_out),
+            **model.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "segmenter": {"members"}}),
             "phases": [phase.model_dump(mode="json") for phase in model.schedule],
         },
         "patches": config.dataset.patches.model_dump(mode="json"),
@@ -593,20 +599,20 @@ def report_masks(
             s for s in io.read_evaluation(segmented.evaluation.path).scores if s.metric in QUALITY_METRICS
         ),
         unit=material.unit,
-        resources=resources,
     )
-
-    def build(folder: Path) -> None:
-        cases = material.cases(segmented.test, results, components, telling_masks(results))
-        name = f"{config.name}-{release.release_id}{steps.VIEWER}" if viewer.chosen(cases) else None
-        write_mask_report(folder, replace(facts, cases=cases, viewer=name))
-
     inputs = {
         **steps.shown_by(config, prepared, facts),
         "test": segmented.test.digest,
         "comparison": comparison.digest if comparison else None,
         "viewer": viewer_digest() if material.plan.axis is not None else None,
     }
+    measured = steps.first_measured(config, inputs, resources)
+
+    def build(folder: Path) -> None:
+        cases = material.cases(segmented.test, results, components, telling_masks(results))
+        name = f"{config.name}-{release.release_id}{steps.VIEWER}" if viewer.chosen(cases) else None
+        write_mask_report(folder, replace(facts, cases=cases, viewer=name, resources=measured))
+
     artifact = AuditedStore(config.workspace).make("report", inputs, build)
     return artifact, steps.copy_to_reports(config, f"{config.name}-{release.release_id}.html", artifact)
 
@@ -627,7 +633,7 @@ class Segmenter:
         from medtl.dataset.io import read_grid
         from medtl.model import fit, io
 
-        fit.make_deterministic(config.seed, config.model.threads)
+        fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
         self.settings, self.plan = io.read_inference(checkpoint), read_grid(plan)
         self.device = fit.device_of(config.model)
         self.networks = io.read_segmenters(checkpoint, self.plan)
@@ -650,9 +656,11 @@ class Segmenter:
         return Predicted(to_source(probabilities, scan, self.plan), shown, self._said(doubt))
 
     def _said(self, doubt: Doubt) -> dict[str, float | None]:
+        from medtl.evaluation.quality import EXPECTED
+
         found, names = doubt.quality, [one.name for one in self.plan.structures]
         said = {f"entropy {name}": value for name, value in zip(names, found.entropy, strict=True)}
-        said |= {f"expected Dice {name}": value for name, value in zip(names, found.expected, strict=True)}
+        said |= {f"{EXPECTED} {name}": value for name, value in zip(names, found.expected, strict=True)}
         if any(value is not None for value in found.agreement):
             said |= {f"agreement {name}": value for name, value in zip(names, found.agreement, strict=True)}
         return said

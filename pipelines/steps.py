@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -329,8 +329,11 @@ def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
 
     made = _make(config, "split", inputs, build)
     enter_exclusions(config, io.read_split(made.path).exclusions)
-    for leak in io.read_split(made.path).leaks:
+    allowed = io.read_split(made.path).leaks
+    for leak in allowed:
         log.warning("THE SPLIT LEAKS (allow_leaky_split): %s", leaks.in_words((leak,)))
+    if allowed and not made.reused:
+        AuditLog(config.workspace).append("split.leak_allowed", made.digest, details={"leaks": leaks.in_words(allowed)})
     return made
 
 
@@ -590,7 +593,7 @@ def predict_part(
         images, targets = dataset_io.read_pack(pack.path), known.targets
         slices = slices_of(images, len(known.studies))
         shown = rows_of([rows[s] for s in chosen], slices)
-        fit.make_deterministic(config.seed, config.model.threads)
+        fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
         batches = EvaluationBatches(images, np.repeat(targets, slices, 0), shown, config.model.batch_size)
         by_row = predict(io.read_network(checkpoint.path), batches, known.task, fit.device_of(config.model))
         probabilities = voted(by_row, slices)
@@ -624,7 +627,12 @@ def open_test(
     if looked and Store(config.workspace).find(kind, inputs) is not None:
         return
     proof = prove_again(config, cohort, split)
-    details = {"checkpoint": checkpoint.digest, "purpose": purpose, "clean": proof.clean}
+    details = {
+        "checkpoint": checkpoint.digest,
+        "purpose": purpose,
+        "clean": proof.clean,
+        "part": _tested_by(split),
+    }
     AuditLog(config.workspace).append("test.opened", split.digest, details=details)
 
 
@@ -738,6 +746,13 @@ def make_release(
     return enter_release(config, prepared, trained, tuple(filter(None, parts)), beside)
 
 
+def note_unvalidated(config: Config, release: Release) -> None:
+    """Enter that somebody had a release used that no gate has validated."""
+    if release.status == "candidate":
+        details = {"reason": "asked for by --allow-candidate"}
+        AuditLog(config.workspace).append("release.unvalidated", release.release_id, details=details)
+
+
 def enter_release(
     config: Config,
     prepared: Prepared,
@@ -843,6 +858,7 @@ def provenance(config: Config, prepared: Prepared, trained: Trained | Segmented)
         "weights": checkpoint.weights.sha256,
         "checkpoint": trained.checkpoint.digest,
         "model": checkpoint.weights_sha256,
+        **({"members": list(checkpoint.members)} if checkpoint.members else {}),
         "evaluation": trained.evaluation.digest,
         "environment": dict(checkpoint.environment),
     }
@@ -875,7 +891,7 @@ def write_report(
         explanations=read_explanations(trained.explanations.path) if trained.explanations else None,
         predictions=read_predictions(trained.test.path),
         beside=beside.comparison if beside else None,
-        resources=resources,
+        beside_note=beside.note if beside else "",
     )
     inputs = {
         **shown_by(config, prepared, facts),
@@ -884,8 +900,23 @@ def write_report(
         "beside": asdict(beside) if beside else None,
         "explanations": trained.explanations.digest if trained.explanations else None,
     }
+    facts = replace(facts, resources=first_measured(config, inputs, resources))
     artifact = _make(config, "report", inputs, lambda folder: write(folder, facts))
     return artifact, copy_to_reports(config, f"{config.name}-{release.release_id}.html", artifact)
+
+
+def first_measured(config: Config, inputs: Mapping[str, Any], resources: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give the time and memory of the run that first wrote a report: one that is written again has the same bytes."""
+    folder = config.workspace.absolute() / "index" / "resources"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{digest_of(inputs)[:32]}.json"
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        write_json(path, dict(resources))
+        AuditLog(config.workspace).note_files("run.timed", digest_of(inputs), [path])
+        return resources
 
 
 def known_facts(config: Config, prepared: Prepared, trained: Trained | Segmented, release: Release) -> dict[str, Any]:
@@ -938,9 +969,18 @@ def shown_by(config: Config, prepared: Prepared, facts: Facts) -> dict[str, Any]
 
 
 def test_openings(config: Config, split: Artifact) -> int:
-    """Count the looks at a test part, without those of the reference from scratch: these choose nothing."""
+    """Count the looks at these test studies, under whatever split; a reference from scratch chooses nothing."""
     opened = [event for event in AuditLog(config.workspace).events() if event["action"] == "test.opened"]
-    return sum(e["subject"] == split.digest and e["details"].get("purpose") not in NOT_CHOOSING for e in opened)
+    part = _tested_by(split)
+    looks = [e for e in opened if e["subject"] == split.digest or e["details"].get("part") == part]
+    return sum(look["details"].get("purpose") not in NOT_CHOOSING for look in looks)
+
+
+def _tested_by(split: Artifact) -> str:
+    """Name a test part by its studies: the same ones under another split or proof are the same part."""
+    from medtl.dataset.io import read_split
+
+    return digest_of(sorted(read_split(split.path).test))
 
 
 def copy_to_reports(config: Config, name: str, report: Artifact) -> Path:

@@ -108,7 +108,7 @@ def train_here(job: Job, folder: Path) -> None:
 
 def threads_for(model: ModelConfig, processes: int | None = None) -> int:
     """Give the threads of each process: as wanted, else the cores that this process may use, shared out."""
-    # what a container or taskset left of the machine; only Linux can tell
+    # what taskset or a cpuset left of the machine, which Linux alone can tell; a quota of time is not looked at
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return model.threads or max(1, cores // (processes or model.processes))
 

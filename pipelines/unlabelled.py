@@ -176,7 +176,7 @@ def fit_reconstruction(config: Config, prepared: Prepared) -> Artifact:
         "plan": prepared.plan.digest,
         "pack": prepared.pack.digest,
         "config": {
-            **model.model_dump(mode="json", exclude=left_out),
+            **model.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "segmenter": {"members"}}),
             "phases": [phase.model_dump(mode="json") for phase in model.schedule],
         },
         "patches": config.dataset.patches.model_dump(mode="json"),

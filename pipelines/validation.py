@@ -58,6 +58,7 @@ def validate_elsewhere(config: Config, scans: Artifact, asked: Elsewhere) -> dic
 
     register = Register(config.workspace)
     entry = register.choose(config.name, asked.release, asked.allow_candidate)
+    steps.note_unvalidated(config, entry.release)
     folder = register.open(entry)
     if config.segments:
         return _of_masks(config, scans, asked, entry, folder)
@@ -108,10 +109,13 @@ def _of_masks(config: Config, scans: Artifact, asked: Elsewhere, entry: Entry, f
     drawn = segmenting.predict_masks(config, prepared, as_both, "test", "external")
     inputs = {
         "masks": drawn.digest,
+        "scans": scans.digest,  # and the cohort: what the true masks are, and what their values mean
+        "cohort": cohort.digest,
         "release": entry.digest,
         "config": config.evaluation.model_dump(mode="json"),
         "seed": config.seed,
-        "code": [code_digest("evaluation"), file_digest(Path(__file__))],
+        "code": [code_digest("evaluation", "dataset"), file_digest(Path(segmenting.__file__))],
+        "here": file_digest(Path(__file__)),
     }
 
     def build(out: Path) -> None:
@@ -185,12 +189,16 @@ def _written(
 ) -> dict[str, Any]:
     from medtl.evaluation.comparison import change
     from medtl.evaluation.io import read_evaluation
-    from medtl.report.elsewhere import page
+    from medtl.registry.promotion import check_clean
+    from medtl.report.elsewhere import LEAKED, page
 
     inside, outside = read_evaluation(folder), read_evaluation(found.path)
     metrics = [m for m in compared if m in inside.metrics and m in outside.metrics]
     changes = {m: change(inside.metrics[m], outside.metrics[m]) for m in metrics}
-    release, limits = entry.release.release_id, config.report.limits
+    leaks = [
+        check for check in entry.release.checks if check.condition == check_clean(()).condition and not check.passed
+    ]
+    release, limits = entry.release.release_id, (*(LEAKED for _ in leaks), *config.report.limits)
     out = Store(config.workspace).workspace / "reports"
     with storage_errors(out):
         out.mkdir(exist_ok=True)
@@ -211,8 +219,8 @@ def _written(
     write_json(path.with_suffix(".json"), figures)
     trail = AuditLog(config.workspace)
     trail.note_files("report.published", found.digest, [path, path.with_suffix(".json")])
-    plain = _plain(outside, compared[0])
-    trail.append("release.validated_elsewhere", release, details={"evaluation": found.digest, "n": outside.n, **plain})
+    details = {"evaluation": found.digest, "n": outside.n, "left_out": sum((left_out or {}).values())}
+    trail.append("release.validated_elsewhere", release, details=details | _plain(outside, compared[0]))
     return {**figures, "report": str(path)}
 
 

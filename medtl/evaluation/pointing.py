@@ -6,8 +6,9 @@ Workshops 2020)? Both stand beside chance, which is the share of the image that 
 hit half the time by anything. Where several places are equally high, as in an occlusion map, a hit counts by the share
 of them in the mark. A map without any positive relevance points nowhere: it is a miss, and holds nothing inside.
 
-What a mark is of, its name says: a mask called as a class is a mark of that class and of no other. Where no mask is
-called as any class, whatever was drawn counts, of studies that hold one class only: of several it could be either's.
+A mark is a mask, or a box that the label table gives. What a mark is of, its name says: a mask called as a class is a
+mark of that class and of no other. Where no mask is called as any class, and a box never is, whatever was drawn counts,
+of studies that hold one class only: of several it could be either's.
 
 Intervals are over patients. A high score says that the network looked at the mark, not that it is right.
 """
@@ -28,7 +29,9 @@ from medtl.evaluation.questions import Question, answers, basis_of
 from medtl.evaluation.uncertainty import difference_of, score_of
 from medtl.records import AnyArray, FloatArray, PointingFindings, Predictions, Scan, Score, Task
 
-UNNAMED = "no mask is called as a class: whatever was drawn counts as a mark of the class that the study holds"
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, half-open
+Mark = Scan | Box
+UNNAMED = "no mark is called as a class: whatever was drawn counts as a mark of the class that the study holds"
 _NO_STUDY = "not estimable: there is no study with a mark and a map"
 
 
@@ -37,36 +40,36 @@ class Marked:
     """One study that holds a class, and what was drawn of it."""
 
     row: int  # of the predictions
-    masks: tuple[Scan, ...]
+    marks: tuple[Mark, ...]
 
 
 def marked_studies(
-    predictions: Predictions, task: Task, classes: Sequence[str], masks: Mapping[str, Sequence[Scan]]
+    predictions: Predictions, task: Task, classes: Sequence[str], marks: Mapping[str, Sequence[Mark]]
 ) -> tuple[dict[int, tuple[Marked, ...]], str]:
     """Choose, for each class that was drawn, the studies that hold it and have a mark of it.
 
     Of two classes the second is asked about, of several and of labels each.
 
     Args:
-        masks: those of a study, by its identifier; ``region`` is a number and a name.
+        marks: those of a study, by its identifier; a mask's ``region`` is a number and a name, a box has none.
 
     Returns:
         Numbers of classes with their studies, in the order of the predictions, and a note, where there is one.
     """
     called = {name.strip().casefold(): index for index, name in enumerate(classes)}
-    named = any(_name(mask) in called for study_id in predictions.study_ids for mask in masks.get(study_id, ()))
+    named = any(_name(mark) in called for study_id in predictions.study_ids for mark in marks.get(study_id, ()))
     found: dict[int, list[Marked]] = {}
     for row, (study_id, target) in enumerate(zip(predictions.study_ids, predictions.targets, strict=True)):
-        drawn, held = masks.get(study_id, ()), np.flatnonzero(target == 1).tolist()
+        drawn, held = marks.get(study_id, ()), np.flatnonzero(target == 1).tolist()
         for index in held if named or len(held) == 1 else ():
-            own = tuple(mask for mask in drawn if not named or called.get(_name(mask)) == index)
+            own = tuple(mark for mark in drawn if not named or called.get(_name(mark)) == index)
             if own and (task != "binary" or index == len(classes) - 1):
                 found.setdefault(index, []).append(Marked(row, own))
     return {index: tuple(found[index]) for index in sorted(found)}, "" if named or not found else UNNAMED
 
 
-def _name(mask: Scan) -> str:
-    return (mask.region or "").partition(" ")[2].strip().casefold()
+def _name(mark: Mark) -> str:
+    return ((mark.region or "") if isinstance(mark, Scan) else "").partition(" ")[2].strip().casefold()
 
 
 def measure_pointing(
@@ -176,6 +179,12 @@ def box(shape: Sequence[int], low: Sequence[int], high: Sequence[int]) -> AnyArr
     mark = np.zeros(tuple(shape), dtype=np.bool_)
     mark[tuple(slice(max(0, start), stop) for start, stop in zip(low, high, strict=True))] = True
     return mark
+
+
+def box_on(image: Scan, corners: Box) -> AnyArray:
+    """Draw a label table's box on an image as a mark, (rows, columns): true where it touches a pixel."""
+    x0, y0, x1, y1 = corners
+    return box(image.shape[:2], (math.floor(y0), math.floor(x0)), (math.ceil(y1), math.ceil(x1)))
 
 
 def _flat(maps: AnyArray) -> AnyArray:

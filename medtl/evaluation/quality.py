@@ -1,8 +1,9 @@
 """How good a mask probably is, foretold without a true one from how unsure the network was; learned on validation.
 
 A number of uncertainty is unknown where a structure is not outlined at all. Of such a study nothing is foretold, and it
-is flagged: it may be the worst failure of all. Only of a structure that validation patients rightly lack, that it is
-not outlined says nothing by itself: a number may be assumed for it.
+is flagged: it may be the worst failure of all. Of a structure that validation patients rightly lack, that it is not
+outlined says nothing by itself: numbers may be assumed for it, as long as another number says that nothing looked like
+it either.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from medtl.records import FloatArray, IntArray, MaskQuality, Score
 
 FEWEST_PATIENTS = 10
 QUALITY_METRICS = ("dice_foretold_error", "flagged", "failures_flagged")
+EXPECTED = "expected Dice"  # begins the name of a number that is always known; then the structure's
 _FOLDS = 5
 _RIDGE = 1.0
 
@@ -44,11 +46,12 @@ def fit_quality(
     Args:
         doubts: numbers of uncertainty of each validation study, by name; None where unknown.
         dice: (n,), a study's mean over structures; NaN where not estimable.
-        assumed: what stands for a number where it is unknown, by its name; of structures that may be absent.
+        assumed: what stands for a number where it is unknown, by its name; of structures that may be absent, whose
+            ``expected Dice`` must be known and no failure.
     """
     assumed = dict(assumed or {})
-    features = _often_known(doubts, assumed)
-    numbers = _numbers(doubts, features, assumed)
+    features = _often_known(doubts, assumed, config.fail_below)
+    numbers = _numbers(doubts, features, assumed, config.fail_below)
     known = np.isfinite(numbers).all(1) & np.isfinite(dice)
     x, y = numbers[known], dice[known]
     ids, people = ([name for name, there in zip(names, known, strict=True) if there] for names in (study_ids, patients))
@@ -79,7 +82,7 @@ def foretell(quality: MaskQuality, doubts: Sequence[Mapping[str, float | None]])
     Args:
         doubts: numbers of uncertainty of each study, by the names that :func:`fit_quality` learned from.
     """
-    numbers = _numbers(doubts, quality.features, quality.assumed)
+    numbers = _numbers(doubts, quality.features, quality.assumed, quality.fail_below)
     known = np.isfinite(numbers).all(1)
     found = np.full(len(numbers), np.nan)
     if quality.method != "none" and known.any():
@@ -132,20 +135,28 @@ def quality_scores(
 
 
 def _numbers(
-    doubts: Sequence[Mapping[str, float | None]], features: Sequence[str], assumed: Mapping[str, float]
+    doubts: Sequence[Mapping[str, float | None]], features: Sequence[str], assumed: Mapping[str, float], surely: float
 ) -> FloatArray:
-    """Lay the numbers of each study in a row, NaN where unknown and nothing is assumed."""
-    rows = [
-        [assumed.get(name, np.nan) if (value := one.get(name)) is None else value for name in features]
-        for one in doubts
-    ]
+    """Lay the numbers of each study in a row, NaN where unknown and nothing may be assumed."""
+
+    def value(one: Mapping[str, float | None], name: str) -> float:
+        known = one.get(name)
+        if known is not None:
+            return known
+        expected = one.get(f"{EXPECTED} {name.partition(' ')[2]}")
+        return assumed.get(name, np.nan) if expected is not None and expected >= surely else np.nan
+
+    rows = [[value(one, name) for name in features] for one in doubts]
     return np.array(rows, dtype=np.float64).reshape(len(doubts), len(features))
 
 
-def _often_known(doubts: Sequence[Mapping[str, float | None]], assumed: Mapping[str, float]) -> tuple[str, ...]:
+def _often_known(
+    doubts: Sequence[Mapping[str, float | None]], assumed: Mapping[str, float], surely: float
+) -> tuple[str, ...]:
     """Name the numbers that at least half of the studies have, so that one that nobody has costs no study."""
     names = sorted({name for one in doubts for name in one})
-    return tuple(name for name in names if 2 * np.isfinite(_numbers(doubts, (name,), assumed)).sum() >= len(doubts))
+    known = {name: np.isfinite(_numbers(doubts, (name,), assumed, surely)).sum() for name in names}
+    return tuple(name for name in names if 2 * known[name] >= len(doubts))
 
 
 def _crossed(method: str, x: FloatArray, y: FloatArray, folds: IntArray, empty: MaskQuality) -> FloatArray:

@@ -32,7 +32,9 @@ from medtl.evaluation.questions import Question, answers, closed_forms, known_on
 from medtl.evaluation.uncertainty import Estimate, difference_of, mean_of, score_of
 from medtl.records import AnyArray, FloatArray, IntArray, Predictions, Probe, Score, ShortcutFindings, Task
 
-PROPERTIES = ("rows", "columns", "aspect", "brightness", "contrast", "edge brightness", "black", "saturated")
+PROPERTIES = (
+    "rows", "columns", "aspect", "brightness", "contrast", "edge brightness", "black", "saturated", "file size",
+)  # fmt: skip
 _ALONE = "label from image properties alone"
 _PERMUTATIONS = 199
 _FOLDS = 5
@@ -51,27 +53,29 @@ class Part:
     study_ids: tuple[str, ...]
     patients: tuple[str, ...]
     targets: FloatArray  # (n, classes), NaN where unknown
-    properties: FloatArray | None = None  # (n, 8), of image_properties
+    properties: FloatArray | None = None  # (n, 9), of image_properties
     features: FloatArray | None = None  # (n, d), that enter the head
 
 
-def image_properties(pixels: AnyArray, shapes: Sequence[tuple[int, int]]) -> FloatArray:
-    """Give what an image tells without being looked at, (n, 8), in the order of ``PROPERTIES``.
+def image_properties(pixels: AnyArray, shapes: Sequence[tuple[int, int]], sizes: Sequence[int]) -> FloatArray:
+    """Give what an image tells without being looked at, (n, 9), in the order of ``PROPERTIES``.
 
     Args:
         pixels: (n, rows, columns, channels), uint8 or uint16, as the network is shown them.
         shapes: rows and columns of the images as they came.
+        sizes: bytes of the files that they came in.
     """
     size = np.log(np.array(shapes, dtype=np.float64).reshape(len(pixels), 2))
     full = float(np.iinfo(pixels.dtype).max)
     found = np.empty((len(pixels), len(PROPERTIES)))
     found[:, :2], found[:, 2] = size, size[:, 1] - size[:, 0]
+    found[:, -1] = np.log(np.maximum(sizes, 1))
     for start in range(0, len(pixels), _AT_ONCE):
         some = pixels[start : start + _AT_ONCE].astype(np.float32) / full
         edge = np.concatenate([some[:, 0], some[:, -1], some[:, :, 0], some[:, :, -1]], axis=1).mean(axis=(1, 2))
         flat = some.reshape(len(some), -1)
         columns = (flat.mean(axis=1), flat.std(axis=1), edge, (flat == 0).mean(axis=1), (flat == 1).mean(axis=1))
-        found[start : start + len(some), 3:] = np.stack(columns, axis=1)
+        found[start : start + len(some), 3:-1] = np.stack(columns, axis=1)
     return found
 
 

@@ -49,14 +49,19 @@ _ZERO = 1e-9
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
-def columns_of(studies: Sequence[Study], age_edges: Sequence[float]) -> dict[str, list[str | None]]:
-    """Give sex, age band, site and scanner of studies, None where unknown."""
-    return {
+def columns_of(
+    studies: Sequence[Study], age_edges: Sequence[float], attributes: Sequence[str] = ()
+) -> dict[str, list[str | None]]:
+    """Give sex, age band, site, scanner and the named attributes of studies, None where unknown."""
+    columns = {
         "sex": [study.sex for study in studies],
         "age": [None if study.age_years is None else age_band(study.age_years, age_edges) for study in studies],
         "site": [study.site for study in studies],
         "scanner": [study.scanner for study in studies],
     }
+    for name in attributes:  # the scanner of the headers stays beside that of the table
+        columns[f"{name} (label table)" if name in columns else name] = [s.attributes.get(name) for s in studies]
+    return columns
 
 
 def age_band(years: float, edges: Sequence[float]) -> str:

@@ -190,15 +190,13 @@ def _has_bf16_units() -> bool:
     return any(bool(said.get(unit)) for unit in ("avx512_bf16", "amx_bf16", "sve_bf16"))
 
 
-def make_deterministic(seed: int, threads: int | None) -> int:
-    """Seed torch, ask for deterministic kernels and fix the threads; give their number."""
+def make_deterministic(seed: int, threads: int) -> None:
+    """Seed torch, ask for deterministic kernels and fix the threads."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    count = threads or torch.get_num_threads()  # torch's own default: the cores that this process may use
-    torch.set_num_threads(count)
-    return count
+    torch.set_num_threads(threads)
 
 
 def fit(

@@ -158,7 +158,13 @@ def read_segmenters(folder: Path, plan: GridPlan) -> tuple[SegmenterNetwork, ...
         if file_digest(file) != digest:
             raise WeightsError(f"The checkpoint's weights ({file.name}) were altered after they were written.")
         network, _ = build_segmenter(plan, ModelConfig.model_validate(settings), 0, None)
-        network.load_state_dict(read_weights(file))
+        try:
+            network.load_state_dict(read_weights(file))
+        except RuntimeError as error:
+            raise WeightsError(
+                f"The weights ({file.name}) are of another network than this version of medtl builds from that plan. "
+                "Train it again, or take the version that made it: the release's bill of materials names it."
+            ) from error
         found.append(network.eval())
     return tuple(found)
 

@@ -33,6 +33,7 @@ def card(
         else f"{weights.source} ({weights.licence or 'licence not known'})"
     )
     kept = next((phase.name for phase in checkpoint.phases if phase.kept), DASH)
+    several = f"{1 + len(checkpoint.members)} of " if checkpoint.members else ""
     lines = [
         f"# {_plain(name)}",
         "",
@@ -41,7 +42,7 @@ def card(
         "## What it is",
         "",
         f"- Task: {_task(plan)}",
-        f"- Network: {checkpoint.backbone}, {checkpoint.parameters:,} parameters; kept phase: {_plain(kept)}",
+        f"- Network: {several}{checkpoint.backbone}, {checkpoint.parameters:,} parameters; kept phase: {_plain(kept)}",
         f"- Start weights: {_plain(source)}",
         f"- Input: {_input(plan)}",
         "",

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePath
 from statistics import quantiles
 from typing import Any
@@ -88,7 +89,8 @@ class Facts:
     test_openings: int
     examination: Examination | None = None
     explanations: Explanations | None = None
-    beside: Comparison | None = None  # with the live release, where there is one
+    beside: Comparison | None = None  # with the live release, where that was asked for and could be done
+    beside_note: str = ""  # why it could not be done; else how many of the test patients taught the live one
     predictions: Predictions | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
 
@@ -179,7 +181,7 @@ def _count_part(facts: Facts, part: Part, studies: list[Study]) -> PartCount:
 
 
 def compose(facts: Facts) -> tuple[Composition, ...]:
-    """Count patients by sex, site, scanner and age in each part, with small cells protected."""
+    """Count patients by sex, site, scanner, age and attributes in each part, with small cells protected."""
     parts = list(studies_by_part(facts).values())
     variables: tuple[tuple[str, Callable[[Study], str | None]], ...] = (
         ("Sex", lambda study: study.sex),
@@ -189,7 +191,13 @@ def compose(facts: Facts) -> tuple[Composition, ...]:
     rows = [row for name, value_of in variables for row in _compose_variable(name, value_of, parts)]
     ages = tuple(_age_cell(studies) for studies in parts)
     known = any(study.age_years is not None for studies in parts for study in studies)
-    return (*rows, Composition("Age, years", "median (quartiles)" if known else UNKNOWN, ages))
+    named = sorted({name for studies in parts for study in studies for name in study.attributes})
+    further = [row for name in named for row in _compose_variable(name, partial(_attribute, name), parts)]
+    return (*rows, Composition("Age, years", "median (quartiles)" if known else UNKNOWN, ages), *further)
+
+
+def _attribute(name: str, study: Study) -> str | None:
+    return study.attributes.get(name)
 
 
 def _compose_variable(

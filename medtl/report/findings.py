@@ -222,6 +222,15 @@ def properties_sentence(findings: ShortcutFindings) -> str:
     return f"AUROC of the model minus that of brightness, contrast and size alone: {interval(score)}."
 
 
+def no_incumbent(facts: Facts) -> str:
+    """Say why this model stands beside no live release."""
+    if facts.beside_note:
+        return f"The live release could not be compared with: {facts.beside_note}."
+    if not facts.config.get("registry", {}).get("promotion", {}).get("incumbent"):
+        return "A comparison with the live release was not asked for (registry.promotion.incumbent)."
+    return "No release of this name was live to compare with."
+
+
 def incumbent_sentence(facts: Facts, comparison: Comparison) -> str:
     """Say what the comparison with the release that is live means."""
     metric, score = metric_name(comparison.metric), comparison.difference

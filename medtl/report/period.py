@@ -31,6 +31,8 @@ _INCIDENTS = {
     "log.recovered": "the trail itself was cut by a crash and recovered",
     "file.finished": "a crash had kept a file from being entered; it was as announced",
     "trail.not_anchored": "the head of the trail could not be kept elsewhere",
+    "split.leak_allowed": "a split that leaks was used, because the config allows it",
+    "release.unvalidated": "a release that no gate has validated was used, because somebody asked for it",
     "scan.readmitted": "a person took a scan that a check had refused",
     "result.discarded": "a person deleted a result",
     "release.rolled_back": "a live release was rolled back",
@@ -40,6 +42,7 @@ _STEPS = {
     "evaluation.made": "evaluations", "release.applied": "uses of a release",
     "scans.fetched": "fetches from an archive",
 }  # fmt: skip
+_CLEAN: Mapping[Any, str] = {True: "yes", False: "no: leaks were allowed", None: "not recorded"}
 _USED = ("Release", "Uses", "Scans", "Left out", "Share unlike training", "Promised at most")
 _SHIFTED = ("Release", "Question", "Scans", "Stability index", "By chance alone", "p")
 
@@ -84,7 +87,13 @@ def facts_of(
     excluded = Counter(e["action"].removeprefix("excluded.") for e in here if e["action"].startswith("excluded."))
     releases = tuple(_release(e) for e in here if e["action"] in _CHANGES)
     openings = tuple(
-        (e["time"], e["subject"][:16], str(e["details"].get("purpose", "")), e["actor"])
+        (
+            e["time"],
+            e["subject"][:16],
+            str(e["details"].get("purpose", "")),
+            _CLEAN[e["details"].get("clean")],
+            e["actor"],
+        )
         for e in here
         if e["action"] == "test.opened"
     )
@@ -114,7 +123,7 @@ def page(period: Period) -> str:
         "releases": Table("Releases", ("Time", "Release", "Became", "By whose word", "Why"), period.releases),
         "runs": Table("Runs", ("Began", "Verb", "Name", "How it ended", "Seconds"), period.runs, frozenset({4})),
         "excluded": Table("Left out", ("Reason", "Items"), _pairs(period.excluded), frozenset({1})),
-        "openings": Table("Looks at a test part", ("Time", "Split", "For", "Who"), period.openings),
+        "openings": Table("Looks at a test part", ("Time", "Split", "For", "Clean", "Who"), period.openings),
         "used": Table("Releases in use", _USED, tuple(map(_used, period.drifts)), frozenset({1, 2, 3, 5})),
         "shifts": Table(
             "Answers beside those of the release’s own test part",

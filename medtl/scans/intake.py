@@ -39,7 +39,7 @@ from medtl.scans.series import REFUSED, Member, Verdict, judge, refused
 from medtl.scans.sources import SourceFile
 
 log = logging.getLogger(__name__)
-SCANS, EXCLUSIONS, ORIGINS = "scans.json", "exclusions.json", "origins.json"
+SCANS, EXCLUSIONS, ORIGINS, SIZES = "scans.json", "exclusions.json", "origins.json", "sizes.json"
 _SEGMENT_BYTES, _SEGMENT_UNITS = 256_000_000, 2000
 _PASSING = frozenset({"changed", "unreadable"})  # refusals that say nothing of the bytes: tried again each time
 _NOT_SETTINGS = {"source", "key_file", "workers", "pacs", "stable_seconds", "max_archive_files", "max_archive_ratio"}
@@ -111,6 +111,11 @@ def read_exclusions(folder: Path) -> tuple[Exclusion, ...]:
 def read_origins(folder: Path) -> dict[str, list[str]]:
     """Read which files (sha256) each scan, and each refused content, is made of."""
     return read_record(folder / ORIGINS, dict[str, list[str]])
+
+
+def read_sizes(folder: Path) -> dict[str, int]:
+    """Read how many bytes the files of each scan have together."""
+    return read_record(folder / SIZES, dict[str, int])
 
 
 class _Intake:
@@ -441,6 +446,8 @@ def _write(files: Sequence[SourceFile], units: Iterable[Unit], names: Pseudonymi
     write_record(folder / SCANS, tuple(scans.values()))
     write_record(folder / EXCLUSIONS, tuple(exclusions))
     write_record(folder / ORIGINS, origins)
+    bytes_of = {file.sha256: file.size for file in files}
+    write_record(folder / SIZES, {scan: sum(bytes_of[sha] for sha in origins[scan]) for scan in scans})
 
 
 def _named_keys(taken: Taken, count: int, named: Mapping[str, list[str]], names: Pseudonymiser) -> tuple[str, ...]:

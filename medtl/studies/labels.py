@@ -4,6 +4,9 @@ A row finds a scan by path, else by bare file name, else by stem, each only wher
 by any of its DICOM UIDs, which may find several. Nothing is guessed: a row without a scan, a scan without a row, a
 blank, unknown or contradictory label becomes an exclusion with its reason.
 
+Attributes (view, department) are kept in the table's own words, and pages show them. A column that tells patients apart
+instead of grouping them could hold their names, and is refused.
+
 A cohort holds images or volumes, never both: the kind that more rows find; volumes where as many find each, since an
 image that shares a row with a volume is nearly always its localiser. The other kind is excluded.
 """
@@ -11,9 +14,10 @@ image that shares a row with a volume is nearly always its localiser. The other 
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from medtl.config import LabelsConfig, StudiesConfig
 from medtl.errors import StudyError
@@ -29,6 +33,8 @@ _PARTS: Mapping[str, Part] = {
 _SEXES = {"f": "F", "female": "F", "w": "F", "m": "M", "male": "M", "o": "O", "other": "O"}
 _ON, _OFF = {"1", "1.0", "true", "yes", "positive"}, {"0", "0.0", "false", "no", "negative"}
 OLDEST_YEARS = 90.0  # ages above 89 identify; all of them become 90
+MOST_VALUES = 20  # of an attribute; a column of more is an identifier, not a group
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +58,10 @@ class LabelRow:
     age_years: float | None = None
     part: Part | None = None
     groups: tuple[str, ...] = ()
+    attributes: Mapping[str, str] = field(default_factory=dict)
     mask: NamedFile | None = None
     field: NamedFile | None = None
+    box: Box | None = None  # as it was given; NaN where a cell holds no finite number
 
 
 def rows_of(
@@ -62,7 +70,8 @@ def rows_of(
     """Read the configured columns of a label table.
 
     Raises:
-        StudyError: a configured column is missing (the nearest one is named), or a split value is not known.
+        StudyError: a configured column is missing (the nearest one is named), an attribute has too many values, or a
+            split value is not known.
     """
     label_columns = () if config.mask else (config.label,) if isinstance(config.label, str) else config.label
     finder = config.uid or config.path
@@ -73,10 +82,15 @@ def rows_of(
         (k, v) for k in ("site", "sex", "age", "split", "mask", "field") if (v := getattr(config, k)) is not None
     ]
     wanted += [("groups", column) for column in config.groups]
+    wanted += [("box", column) for column in config.box or ()]
+    wanted += [("attributes", column) for column in config.attributes]
     for key, column in wanted:
         _require(column, columns, key)
     patient = config.patient if config.patient in columns else None
-    return tuple(_row(row, finder, label_columns, patient, config, names) for row in rows)
+    made = tuple(_row(row, finder, label_columns, patient, config, names) for row in rows)
+    for column in config.attributes:
+        _check_few(column, {row.attributes[column] for row in made if column in row.attributes})
+    return made
 
 
 def rows_from_scans(scans: Iterable[Scan]) -> tuple[LabelRow, ...]:
@@ -92,24 +106,29 @@ def build_cohort(scans: Sequence[Scan], rows: Sequence[LabelRow], config: Studie
     """Join scans and label rows into a cohort.
 
     Raises:
-        StudyError: no labelled scan is left, one class only, or patients are unknown and the config does not allow
-            one image to be taken as one patient.
+        StudyError: no labelled scan is left, one class only, an attribute tells patients apart, or patients are
+            unknown and the config does not allow one image to be taken as one patient.
     """
     images = [scan for scan in scans if scan.mask_of is None]
     matched, exclusions = join(images, rows, find_images(images, rows))
     classes, task = _classes(rows, config.labels)
     numbered = _are_numbered(rows, classes)
     usable: list[tuple[Scan, LabelRow, tuple[int | None, ...]]] = []
+    named = Counter(row.item for _, row in matched)
     for scan, row in matched:
         target = _target(row.labels, classes, task, numbered)
         if isinstance(target, str):
             exclusions.append(exclude(row.item, target))
+        elif row.box is not None and (fault := _fault(row.box, scan, named[row.item])):
+            exclusions.append(exclude(row.item, fault))
         else:
             usable.append((scan, row, target))
     patients, warnings = patients_of([(scan, row) for scan, row, _ in usable], config)
     studies = [
-        study_of(scan, row, target, patient) for (scan, row, target), patient in zip(usable, patients, strict=True)
+        replace(study_of(scan, row, target, patient), box=row.box)
+        for (scan, row, target), patient in zip(usable, patients, strict=True)
     ]
+    check_attributes(studies)
     studies.sort(key=lambda study: study.study_id)
     cohort = Cohort(task, classes, tuple(studies), tuple(exclusions), not warnings, tuple(warnings))
     check_some_left(cohort)
@@ -159,15 +178,25 @@ def join(
             exclusions.append(exclude(scan.scan_id[:16], "image"))
         elif not own:
             exclusions.append(exclude(scan.scan_id[:16], "image_without_label"))
-        elif len({(row.labels, row.mask, row.field) for row in own}) > 1:
+        elif len({(row.labels, row.mask, row.field, row.box) for row in own}) > 1:
             exclusions.append(exclude(scan.scan_id[:16], "conflicting_labels"))
         elif len({row.patient for row in own}) > 1:
             exclusions.append(exclude(scan.scan_id[:16], "conflicting_patients"))
         elif len({row.part for row in own}) > 1:
             exclusions.append(exclude(scan.scan_id[:16], "conflicting_parts"))
         else:
-            matched.append((scan, replace(own[0], groups=tuple(sorted({g for row in own for g in row.groups})))))
+            groups = tuple(sorted({g for row in own for g in row.groups}))
+            matched.append((scan, replace(own[0], groups=groups, attributes=_agreed(own))))
     return matched, exclusions
+
+
+def _agreed(rows: Sequence[LabelRow]) -> dict[str, str]:
+    """Give the attributes of a scan that none of its rows contradicts."""
+    said: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        for column, value in row.attributes.items():
+            said[column].add(value)
+    return {column: next(iter(values)) for column, values in said.items() if len(values) == 1}
 
 
 def _are_volumes(scans: Sequence[Scan], found: Mapping[str, Sequence[LabelRow]]) -> bool:
@@ -213,14 +242,47 @@ def _row(
         age_years=_age(row[config.age]) if config.age else None,
         part=part,
         groups=tuple(names.name(f"group {c}", cell) for c in config.groups if (cell := row[c].strip())),
+        attributes={c: cell for c in config.attributes if (cell := row[c].strip())},
         mask=_named(row, config.mask, names),
         field=_named(row, config.field, names),
+        box=_box([row[column].strip() for column in config.box]) if config.box else None,
     )
 
 
 def _named(row: Mapping[str, str], column: str | None, names: Pseudonymiser) -> NamedFile | None:
     cell = row[column].strip() if column else ""
     return NamedFile(names.file(cell), names.file_keys(cell)) if cell else None
+
+
+def _box(cells: Sequence[str]) -> Box | None:
+    """Read the four cells of a box; all blank: none."""
+    if not any(cells):
+        return None
+    x0, y0, x1, y1 = map(_number, cells)
+    return x0, y0, x1, y1
+
+
+def _number(cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan  # one NaN: rows that say the same stay equal
+
+
+def _fault(box: Box, scan: Scan, scans: int) -> str | None:
+    """Give the code of why a box cannot be laid on a scan.
+
+    Args:
+        scans: how many the row names.
+    """
+    x0, y0, x1, y1 = box
+    if not (x0 < x1 and y0 < y1):  # nor does NaN
+        return "box_unreadable"
+    if scan.is_volume or scans > 1:
+        return "box_unclear"
+    rows, columns = scan.shape[:2]
+    return None if min(x0, y0) >= 0 and x1 <= columns and y1 <= rows else "box_outside"
 
 
 def _classes(rows: Sequence[LabelRow], config: LabelsConfig) -> tuple[tuple[str, ...], Task]:
@@ -303,7 +365,26 @@ def study_of(scan: Scan, row: LabelRow, target: tuple[int | None, ...], patient:
         part=row.part,
         exam=scan.study,
         groups=row.groups,
+        attributes=row.attributes,
     )
+
+
+def check_attributes(studies: Iterable[Study]) -> None:
+    """Refuse an attribute of which no value is shared by two patients: it could be their name.
+
+    Raises:
+        StudyError: names the column, and none of its values.
+    """
+    owners: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for study in studies:
+        for column, value in study.attributes.items():
+            owners[column][value].add(study.patient)
+    for column, patients in owners.items():
+        if all(len(some) == 1 for some in patients.values()):
+            raise StudyError(
+                f"No value of the column '{column}' (studies.labels.attributes) is shared by two patients, so that it "
+                "could name one. Write fewer, wider values into it, or leave it out of the attributes."
+            )
 
 
 def check_some_left(cohort: Cohort) -> None:
@@ -340,6 +421,9 @@ _REASONS = {
     "blank_label": "the label is blank",
     "unknown_class": "the label is not one of studies.labels.classes",
     "conflicting_labels": "several label rows name this image and contradict each other",
+    "box_unreadable": "its box is not four numbers with x0 < x1 and y0 < y1 (four blank cells: no box)",
+    "box_outside": "its box reaches beyond the image, which has fewer pixels",
+    "box_unclear": "its box is of one image, and the row names a volume or several images",
     "conflicting_patients": "several label rows name this image and different patients",
     "conflicting_parts": "several label rows name this image and different parts of the predefined split",
 }
@@ -356,6 +440,15 @@ def _require(column: str, columns: Sequence[str], key: str) -> None:
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise StudyError(
             f"The label table has no column '{column}' (studies.labels.{key}); {hint}It has: {', '.join(columns)}."
+        )
+
+
+def _check_few(column: str, values: Collection[str]) -> None:
+    if len(values) > MOST_VALUES:
+        raise StudyError(
+            f"The column '{column}' (studies.labels.attributes) has {len(values)} different values, more than "
+            f"{MOST_VALUES}: it tells patients apart, it does not group them. Write fewer, wider values into it, or "
+            "leave it out of the attributes."
         )
 
 

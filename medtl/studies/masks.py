@@ -21,7 +21,16 @@ from medtl.config import LabelsConfig, StudiesConfig
 from medtl.progress import advance
 from medtl.pseudonyms import SEVERAL
 from medtl.records import AnyArray, Cohort, Exclusion, FloatArray, Scan, Structure, Study
-from medtl.studies.labels import LabelRow, NamedFile, by_keys, check_some_left, join, patients_of, study_of
+from medtl.studies.labels import (
+    LabelRow,
+    NamedFile,
+    by_keys,
+    check_attributes,
+    check_some_left,
+    join,
+    patients_of,
+    study_of,
+)
 
 OFF_VOXELS = 0.1  # how far the corners of a mask may lie from those of its image
 OFF_WHOLE = 1e-3  # how far a value may be from a whole number: what is left of one by a scale of 1/255
@@ -60,8 +69,8 @@ def build_cohort(
         refused: what intake left out, so that a row whose mask is among it is told why.
 
     Raises:
-        StudyError: no image with a usable mask is left, or patients are unknown and the config does not allow one
-            image to be taken as one patient.
+        StudyError: no image with a usable mask is left, an attribute tells patients apart, or patients are unknown and
+            the config does not allow one image to be taken as one patient.
     """
     structures, known = structures_of(config.labels), [scan for scan in scans if scan.mask_of is None]
     files = _Files(known, rows)
@@ -82,6 +91,7 @@ def build_cohort(
     studies = [
         _study(scan, row, shown, patient, files) for (scan, row, shown), patient in zip(usable, patients, strict=True)
     ]
+    check_attributes(studies)
     studies.sort(key=lambda study: study.study_id)
     cohort = Cohort(
         task="multilabel",

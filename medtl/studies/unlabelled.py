@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from medtl.config import LabelsConfig, StudiesConfig
 from medtl.errors import StudyError
 from medtl.records import Cohort, Scan
-from medtl.studies.labels import LabelRow, find_images, join, patients_of, rows_from_scans, study_of
+from medtl.studies.labels import (
+    LabelRow,
+    check_attributes,
+    find_images,
+    join,
+    patients_of,
+    rows_from_scans,
+    study_of,
+)
 
 
 def is_unlabelled(labels: LabelsConfig) -> bool:
@@ -31,8 +39,8 @@ def gather(scans: Sequence[Scan], rows: Sequence[LabelRow], config: StudiesConfi
     """Join scans with the rows that name them into a cohort without classes.
 
     Raises:
-        StudyError: no scan is left, or patients are unknown and the config does not allow one image to be taken as one
-            patient.
+        StudyError: no scan is left, an attribute tells patients apart, or patients are unknown and the config does not
+            allow one image to be taken as one patient.
     """
     images = [scan for scan in scans if scan.mask_of is None]
     matched, exclusions = join(images, rows, find_images(images, rows))
@@ -44,5 +52,6 @@ def gather(scans: Sequence[Scan], rows: Sequence[LabelRow], config: StudiesConfi
         )
     patients, warnings = patients_of(matched, config)
     studies = [study_of(scan, row, (), patient) for (scan, row), patient in zip(matched, patients, strict=True)]
+    check_attributes(studies)
     studies.sort(key=lambda study: study.study_id)
     return Cohort("multilabel", (), tuple(studies), tuple(exclusions), not warnings, tuple(warnings))

@@ -110,6 +110,10 @@ def test_a_release_walks_step_by_step_and_each_step_wants_its_gate_and_its_name(
     assert medtl(capsys, "registry", "promote", second, "--to", "live", *WORD, *here)[1]["replaced"] == first
     assert stands(capsys, workspace) == {first: "approved", second: "live"}
 
+    nameless = ("--role", "x", "--reason", "y")
+    assert medtl(capsys, "registry", "rollback", "tiny", *nameless, *here)[0] == 2
+    assert medtl(capsys, "registry", "retire", second, *nameless, *here)[0] == 2
+    assert stands(capsys, workspace) == {first: "approved", second: "live"}
     assert medtl(capsys, "registry", "rollback", "tiny", *WORD, *here)[1] == {"live": first, "rolled_back": second}
     assert stands(capsys, workspace) == {first: "live", second: "validated"}
     code, _, why = medtl(capsys, "registry", "rollback", "tiny", *WORD, *here)

@@ -21,9 +21,12 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_features_of_all_parts_are_compared_across_them_without_another_look_at_the_test_part(
-    config_file: Path, tmp_path: Path
+    config_file: Path, study: Path, tmp_path: Path
 ) -> None:
-    config = load_config(config_file, ["model.phases=features"])
+    table = (study / "labels.csv").read_text().splitlines()
+    views = ["view", *(["PA", "AP", ""][row % 3] for row in range(len(table) - 1))]
+    (study / "labels.csv").write_text("\n".join(f"{row},{view}" for row, view in zip(table, views, strict=True)))
+    config = load_config(config_file, ["model.phases=features", "studies.labels.attributes=[view]"])
     scans = steps.ingest_scans(config)
     cohort = steps.build_cohort(config, scans)
     split = steps.split_by_patient(config, cohort)
@@ -39,8 +42,10 @@ def test_the_features_of_all_parts_are_compared_across_them_without_another_look
     stressed = examination.stress(config, prepared, trained)
     trained = replace(trained, examination=examination.examine(config, prepared, trained, inside, stressed))
     assert trained.examination is not None
-    found = examination.read_examination(trained.examination.path).neighbours
+    examined = examination.read_examination(trained.examination.path)
+    found = examined.neighbours
 
+    assert {group.value for group in examined.subgroups.groups if group.column == "view"} == {"PA", "AP", "unknown"}
     assert (trained.examination.path / "found_neighbours.json").is_file()
     known = read_split(split.path)
     counted = read_record(trained.examination.path / examination.TALLY, Tally)

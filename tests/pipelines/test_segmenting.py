@@ -70,7 +70,7 @@ def medtl(*arguments: object, code: int = 0) -> dict[str, Any]:
     command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == code, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr}
     return found
 
 
@@ -189,7 +189,11 @@ def test_it_is_measured_on_masks_from_elsewhere(finished: tuple[Path, dict[str, 
     again = medtl("elsewhere", folder / "balls.yaml", "--scans", folder / "study", code=1)  # they taught it
     wrong = medtl("elsewhere", folder / "balls.yaml", "--scans", other, "--set",
                   "studies.labels.structures={right: 10, left: 20}", code=1)  # fmt: skip
-    assert again == wrong == {}
+    assert "taught release" in again["error"] and "patient-" not in again["error"]
+    assert "in this order" in wrong["error"]
+    turned = ("--set", "studies.labels.structures={left: 20, right: 10}")
+    swapped = medtl("elsewhere", folder / "balls.yaml", "--scans", other, *turned)
+    assert swapped["metrics"]["dice"]["value"] < 0.2, "what the masks mean is part of what is measured"
 
 
 def test_two_processes_train_what_one_trains(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -220,13 +224,14 @@ def test_several_networks_are_one_release(finished: tuple[Path, dict[str, Any]],
     (kept,) = (path.parent for path in release.rglob("model-2.safetensors"))
     assert (kept / "model.safetensors").read_bytes() != (kept / "model-2.safetensors").read_bytes()
     told_of = json.loads((kept / "quality.json").read_text())
-    assert "agreement left" in json.dumps(told_of) or told_of["method"] == "none"
+    assert "agreement left" in told_of["features"]  # both networks were asked
     new = write_masked(tmp_path / "new", patients=2, seed=7)
     asked = ("--scans", new / "images", "--release", told["release"])
     assert medtl("predict", folder / "balls.yaml", *asked, "--out", tmp_path / "out")["scans"] == 2
+    assert "2 of dynunet" in (kept / "card.md").read_text()
     (kept / "model-2.safetensors").write_bytes(b"another network")
-    assert medtl("predict", folder / "balls.yaml", *asked, "--out", tmp_path / "again", code=1) == {}
-    medtl("run", folder / "balls.yaml")  # the other one is as it was
+    refused = medtl("predict", folder / "balls.yaml", *asked, "--out", tmp_path / "again", code=1)
+    assert told["release"] in refused["error"]
 
 
 def test_a_verb_that_is_for_diagnosis_says_so(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -18,6 +18,13 @@ from medtl.evaluation.abstention import answered, examine, fit, prediction_sets,
 from medtl.records import AbstentionFindings, ConformalRule, Predictions
 
 FEW = UncertaintyConfig(resamples=200)
+# Sets of the sixteen studies of `waves(16, 100)` by MAPIE 1.6.0: SplitConformalClassifier(of the given probabilities,
+# confidence_level=coverage, conformity_score="lac", prefit=True), conformalized on waves(24, 0); "-" is the empty set
+MAPIE = {
+    0.7: "b - a a c - b c a b c - b c a b",
+    0.8: "b bc a a c bc b c a ab c ab b c a b",
+    0.9: "b bc a ab bc bc b c a ab c ab b c a b",
+}
 
 
 def drawn(
@@ -31,6 +38,14 @@ def drawn(
     ids = tuple(f"s-{part}-{i:05d}" for i in range(len(label)))
     people = tuple(f"p-{part}-{i // per_patient}" for i in range(len(label)))
     return Predictions(part, ids, people, np.eye(classes)[label], softmax(odds, 1))
+
+
+def waves(n: int, first: int) -> Predictions:
+    """Give studies of patients with one study each, the same on every machine; the classes a, b and c in turn."""
+    number = np.arange(first, first + n)
+    label = np.eye(3)[number % 3]
+    ids = tuple(f"s-{one:03d}" for one in number)
+    return Predictions("val", ids, ids, label, softmax(2 * np.sin(np.outer(number, [1.0, 1.7, 2.3])) + 2 * label, 1))
 
 
 def rule_for(val: Predictions, **given_: Any) -> ConformalRule:
@@ -81,6 +96,14 @@ def test_lac_and_aps_are_what_their_papers_say() -> None:
     assert prediction_sets(lac, chances)[0].tolist() == [[True, False, False]]
     aps = replace(lac, method="aps", thresholds=((0.7, 0.7, 0.7),))
     assert prediction_sets(aps, chances)[0].tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("coverage", MAPIE)
+def test_with_one_study_of_each_patient_and_one_threshold_the_sets_are_mapies(coverage: float) -> None:
+    rule = rule_for(waves(24, 0), method="lac", coverage=coverage, per_class=False)
+    (sets,) = prediction_sets(rule, waves(16, 100).probabilities)
+    named = ["".join(name for name, held in zip("abc", row, strict=True) if held) or "-" for row in sets]
+    assert named == MAPIE[coverage].split()
 
 
 def test_a_class_of_too_few_patients_stays_open_and_the_note_says_how_many_it_wants() -> None:

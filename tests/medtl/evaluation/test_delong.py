@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logit
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
@@ -16,6 +17,38 @@ from medtl.evaluation.delong import Area, area, contrast, covariance, interval
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 SOME = settings(derandomize=True, max_examples=40, deadline=None)
+K = np.arange(60)
+CASES: dict[str, Any] = {  # truth and the scores of two models
+    "four diseased and nine healthy, ties": (
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1],
+        [0.1, 0.2, 0.2, 0.3, 0.4, 0.4, 0.5, 0.6, 0.7, 0.3, 0.4, 0.5, 0.6],
+        [0.3, 0.1, 0.5, 0.3, 0.6, 0.2, 0.4, 0.8, 0.3, 0.4, 0.6, 0.2, 0.5],
+    ),
+    "one diseased in eight, mostly ties": (K % 8 == 3, K * 7 % 11 + 3 * (K % 8 == 3), K * 5 % 13 + 2 * (K % 8 == 3)),
+    "two diseased in three, no ties": (
+        K % 3 > 0,
+        np.sin(K) + 0.5 * (K % 3 > 0),
+        np.sin(1.7 * K + 1) + 0.8 * (K % 3 > 0),
+    ),
+}
+# MLstatkit 0.1.91, Delong_test(*case): area and plain 95 % interval of each model; z (the second less the first) and p
+MLSTATKIT = {
+    "four diseased and nine healthy, ties": [
+        (0.625, 0.3092984335678456, 0.9407015664321544),
+        (0.5833333333333334, 0.21998027331723996, 0.9466863933494267),
+        (-0.17568711308272944, 0.8605397600974043),
+    ],
+    "one diseased in eight, mostly ties": [
+        (0.6201923076923077, 0.4306154488982236, 0.8097691664863917),
+        (0.5973557692307692, 0.4362922343737112, 0.7584193040878271),
+        (-0.19419186509400585, 0.8460256523437923),
+    ],
+    "two diseased in three, no ties": [
+        (0.7012500000000002, 0.5573592113562469, 0.8451407886437534),
+        (0.7987500000000001, 0.6809643350149799, 0.9165356649850203),
+        (1.0251963538598174, 0.30527054832061684),
+    ],
+}
 
 
 def studies(seed: int, n: int = 40) -> tuple[Array, Array, Array]:
@@ -65,6 +98,23 @@ def test_with_one_study_of_each_patient_it_is_delongs_own(seed: int) -> None:
     assert difference.error == pytest.approx(math.sqrt(max(0.0, spread)), abs=1e-9)
     if spread > 1e-12:
         assert difference.p_value == pytest.approx(2 * norm.sf(abs(difference.value) / math.sqrt(spread)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_areas_variances_and_the_paired_test_are_mlstatkits(name: str) -> None:
+    truth, *scores = (np.asarray(row, dtype=float) for row in CASES[name])
+    found = [area(truth, score) for score in scores]
+    *wanted, (z, p_value) = MLSTATKIT[name]
+    for mine, (value, low, high) in zip(found, wanted, strict=True):
+        reach = (high - low) / 2
+        assert mine.value == pytest.approx(value, rel=1e-12)
+        assert math.sqrt(covariance(mine, mine)) == pytest.approx(reach / norm.ppf(0.975), rel=1e-12)
+        limits = interval(mine, 0.95)  # as many standard errors, but on the log odds
+        assert logit(limits) - logit(value) == pytest.approx(
+            np.array([-1, 1]) * reach / (value * (1 - value)), rel=1e-9
+        )
+    both = contrast(found[1:], found[:1])
+    assert (both.z, both.p_value) == pytest.approx((z, p_value), rel=1e-12)
 
 
 @SOME

@@ -15,6 +15,7 @@ from medtl.config import UncertaintyConfig
 from medtl.evaluation.pointing import (
     UNNAMED,
     box,
+    box_on,
     hits,
     marked_studies,
     measure_pointing,
@@ -121,6 +122,15 @@ def test_volumes_and_boxes_at_the_edge_are_marks_too() -> None:
     assert measured(mark[None].astype(float), mark[None], ["s"], ["p"]).hits.value == 1.0
 
 
+@pytest.mark.parametrize("shape", [(6, 10), (6, 10, 3)])
+def test_a_box_of_a_table_lies_on_every_pixel_that_it_touches_columns_first(shape: tuple[int, ...]) -> None:
+    image = Scan("i", "image", shape, "|u1", "x", (), 8)
+    mark = box_on(image, (7.0, 1.0, 10.0, 3.0))
+    assert mark.shape == (6, 10)
+    assert np.array_equal(mark, box((6, 10), (1, 7), (3, 10)))
+    assert np.argwhere(box_on(image, (4.2, 0.9, 4.3, 2.1))).tolist() == [[0, 4], [1, 4], [2, 4]]
+
+
 def test_maps_on_another_grid_are_refused() -> None:
     marks, ids, people = studies(4)
     with pytest.raises(ValueError, match="not on one grid"):
@@ -153,17 +163,23 @@ def test_neither_turning_nor_scaling_map_and_mark_together_changes_anything(seed
     assert relevance_inside(turned, marked) == pytest.approx(relevance_inside(maps, inside))
 
 
-def asked(task: Task, targets: Any, **regions: tuple[str | None, ...]) -> tuple[dict[int, dict[int, list[Any]]], str]:
+def asked(task: Task, targets: Any, **regions: tuple[Any, ...]) -> tuple[dict[int, dict[int, list[Any]]], str]:
     """Give, by class and row, the regions that count as its marks; studies are called a, b, c and on."""
     truth = np.array(targets, dtype=np.float64)
     ids = tuple("abcdef"[: len(truth)])
     classes = ("none", "Tumour", "cyst")[-truth.shape[1] :] if task == "multilabel" else ("none", "Tumour", "cyst")
     masks = {
-        study: [Scan(f"m{n}", "mask", (2, 2, 2), "|u1", "x", (), 1, region=name) for n, name in enumerate(names)]
+        study: [
+            name if isinstance(name, tuple) else Scan(f"m{n}", "mask", (2, 2, 2), "|u1", "x", (), 1, region=name)
+            for n, name in enumerate(names)
+        ]
         for study, names in regions.items()
     }
     found, note = marked_studies(Predictions("test", ids, ids, truth, truth), task, classes[: truth.shape[1]], masks)
-    return {k: {one.row: [mask.region for mask in one.masks] for one in v} for k, v in found.items()}, note
+    return {
+        k: {one.row: [mark.region if isinstance(mark, Scan) else mark for mark in one.marks] for one in v}
+        for k, v in found.items()
+    }, note
 
 
 def test_only_studies_that_hold_the_class_and_were_drawn_on_are_asked() -> None:
@@ -186,3 +202,9 @@ def test_a_mask_called_as_a_class_is_a_mark_of_that_class_alone() -> None:
 def test_what_was_drawn_without_a_name_is_no_mark_where_it_could_be_of_either_label() -> None:
     found = asked("multilabel", [[1, 1], [1, 0], [np.nan, 1]], a=("1 x",), b=("1 x",), c=("1 x",))
     assert found == ({0: {1: ["1 x"]}, 1: {2: ["1 x"]}}, UNNAMED)
+
+
+def test_a_box_is_a_mark_of_the_one_class_that_its_study_holds() -> None:
+    here = (0.0, 0.0, 1.0, 1.0)
+    found = asked("multilabel", [[1, 0], [0, 1], [1, 1]], a=(here,), b=(here,), c=(here,))
+    assert found == ({0: {0: [here]}, 1: {1: [here]}}, UNNAMED)

@@ -83,17 +83,19 @@ def test_a_study_whose_structure_is_missed_altogether_is_flagged_and_its_failure
     assert "nothing is foretold of 1 of 31 studies" in error.note and "1 of 31" in flagged.note
 
 
-def test_what_may_be_absent_is_not_doubted_for_being_absent() -> None:
-    dice, numbers = np.linspace(0.4, 0.95, 30), doubts(np.linspace(0.4, 0.95, 30), 0.005)
+def test_what_may_be_absent_is_doubted_only_where_something_looked_like_it() -> None:
+    dice = np.linspace(0.4, 0.95, 30)
+    numbers = [{"entropy liver": one["disagreement"], "expected Dice liver": 0.9} for one in doubts(dice, 0.005)]
     ids = [f"s{i}" for i in range(30)]
-    absent: dict[str, float | None] = {"disagreement": None, "noise": 0.5}
+    absent: dict[str, float | None] = {"entropy liver": None, "expected Dice liver": 0.99}
+    hinted: dict[str, float | None] = {"entropy liver": None, "expected Dice liver": 0.002}
     strict = fit_quality(numbers, dice, ids, ids, MasksConfig(), seed=0)
-    assert is_flagged(strict, foretell(strict, [absent])).tolist() == [True]
-    assumed = {"disagreement": 0.0, "another": 1.0}
+    assert is_flagged(strict, foretell(strict, [absent, hinted])).tolist() == [True, True]
+    assumed = {"entropy liver": 0.0, "agreement liver": 1.0}
     knowing = fit_quality(numbers, dice, ids, ids, MasksConfig(), seed=0, assumed=assumed)
-    assert knowing.assumed == {"disagreement": 0.0}  # of no number that is not looked at
-    assert foretell(knowing, [absent]) == pytest.approx(foretell(knowing, [absent | {"disagreement": 0.0}]))
-    assert is_flagged(knowing, foretell(knowing, [absent])).tolist() == [False]
+    assert knowing.assumed == {"entropy liver": 0.0}  # of no number that is not looked at
+    assert foretell(knowing, [absent]) == pytest.approx(foretell(knowing, [absent | {"entropy liver": 0.0}]))
+    assert is_flagged(knowing, foretell(knowing, [absent, hinted])).tolist() == [False, True]
 
 
 def test_a_study_without_a_dice_is_no_part_of_any_share() -> None:

@@ -188,19 +188,20 @@ def test_without_properties_nothing_is_said_of_them() -> None:
 def test_properties_are_what_they_are_called() -> None:
     pixels = np.zeros((2, 4, 6, 1), dtype=np.uint8)
     pixels[1, 1:3, 1:5] = 255
-    found = dict(zip(PROPERTIES, image_properties(pixels, [(40, 60), (50, 50)]).T, strict=True))
+    found = dict(zip(PROPERTIES, image_properties(pixels, [(40, 60), (50, 50)], [2000, 4000]).T, strict=True))
     assert found["aspect"] == pytest.approx([np.log(1.5), 0])
     assert found["brightness"] == pytest.approx([0, 8 / 24]) and found["edge brightness"].tolist() == [0, 0]
     assert found["black"] == pytest.approx([1, 16 / 24]) and found["saturated"] == pytest.approx([0, 8 / 24])
+    assert found["file size"] == pytest.approx(np.log([2000, 4000]))
     assert found["contrast"] == pytest.approx([0, np.std([1] * 8 + [0] * 16)])
 
 
 def test_sixteen_bits_and_colours_are_read_alike() -> None:
     grey = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
     deep, colour = grey.astype(np.uint16) * 257, grey.repeat(3, 3)
-    shapes = [(8, 8)] * 3
-    assert image_properties(deep, shapes) == pytest.approx(image_properties(grey, shapes), abs=1e-6)
-    assert image_properties(colour, shapes) == pytest.approx(image_properties(grey, shapes), abs=1e-6)
+    shapes, sizes = [(8, 8)] * 3, [100, 200, 300]
+    assert image_properties(deep, shapes, sizes) == pytest.approx(image_properties(grey, shapes, sizes), abs=1e-6)
+    assert image_properties(colour, shapes, sizes) == pytest.approx(image_properties(grey, shapes, sizes), abs=1e-6)
 
 
 def test_findings_come_back_from_their_file(tmp_path: Path) -> None:

@@ -251,6 +251,30 @@ def test_columns_come_from_studies_and_unknown_stays_unknown() -> None:
     assert columns_of([study], (18.0,)) == {"sex": ["F"], "age": [None], "site": [None], "scanner": ["mri-1"]}
 
 
+def test_attributes_are_columns_beside_the_others_and_the_headers_scanner_stays() -> None:
+    told = {"view": "PA", "scanner": "old one"}
+    studies = [
+        Study("s-1", "x", "p-1", (0, 1), "d", scanner="mri-1", attributes=told),
+        Study("s-2", "y", "p-2", (0, 1), "e"),
+    ]
+    found = columns_of(studies, (), ("view", "scanner", "ward"))
+    assert list(found) == ["sex", "age", "site", "scanner", "view", "scanner (label table)", "ward"]
+    assert (found["view"], found["scanner"]) == (["PA", None], ["mri-1", None])
+    assert (found["scanner (label table)"], found["ward"]) == (["old one", None], [None, None])
+
+
+def test_small_groups_of_an_attribute_show_no_figures() -> None:
+    views = ["PA"] * 230 + ["AP"] * 160 + ["lateral"] * 6 + [None] * 4
+    studies = [
+        Study(f"s-{n}", "x", f"p-{n}", (0, 1), "d", attributes={} if view is None else {"view": view})
+        for n, view in enumerate(views)
+    ]
+    found = found_for(predicted(), **{"view": columns_of(studies, (), ("view",))["view"]})
+    assert [group.value for group in found.groups] == ["AP", "PA", "lateral", "unknown"]
+    assert [bool(group.scores) for group in found.groups] == [False, True, False, False]
+    assert [group.n for group in found.groups] == [160, 230, None, None]
+
+
 def test_edges_that_do_not_ascend_are_refused() -> None:
     with pytest.raises(ConfigError, match="age_edges ascend"):
         parse_config({"name": "x", "evaluation": {"subgroups": {"age_edges": [40, 18]}}})

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from medtl.records import (
     AbstentionFindings,
     CalibrationFindings,
     Calibrator,
+    Case,
     Checkpoint,
     CleanProof,
     Cohort,
@@ -32,6 +34,7 @@ from medtl.records import (
     Evaluation,
     Examination,
     Exclusion,
+    Explanations,
     FeatureCheck,
     Gap,
     GateCheck,
@@ -43,6 +46,7 @@ from medtl.records import (
     Plan,
     Predictions,
     Probe,
+    SanityCheck,
     Score,
     ShortcutFindings,
     Split,
@@ -191,6 +195,30 @@ def make_examination(task, classes):
     )  # fmt: skip
 
 
+def make_thumbnail(number, looked_at):
+    """Draw a bright disc on noise, as a PNG in base64; with colour on it for where the network looked."""
+    rows, columns = np.indices((160, 128))
+    disc = np.hypot(rows - 60 - 12 * number, columns - 64) < 24
+    grey = np.random.default_rng(number).integers(0, 80, disc.shape) + 120 * disc
+    pixels = np.repeat(grey[..., None], 3, 2).astype(np.uint8)
+    if looked_at:
+        pixels[disc, 0] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def make_explanations(task, classes):
+    truths = [f"{classes[-1]} {so}" for so in ("absent", "present")] if task == "multilabel" else classes[:2]
+    answers = ((truths[0], truths[1], 0.97), (truths[1], truths[0], 0.91),
+               (truths[1], truths[1], 0.99), (truths[0], truths[0], 0.98))  # fmt: skip
+    cases = tuple(
+        Case(truth == said, truth, said, chance, make_thumbnail(number, False), make_thumbnail(number, True))
+        for number, (truth, said, chance) in enumerate(answers)
+    )
+    return Explanations("Grad-CAM", cases, SanityCheck("Grad-CAM", 4, 5, (("head", 0.6), ("stem", 0.1)), 0.5))
+
+
 def make_beside():
     difference = Score("auroc difference", "macro", 0.02, -0.01, 0.05, 50, 25)
     live = Score("auroc", "macro", 0.892, 0.84, 0.93, 50, 25)
@@ -246,6 +274,7 @@ def make_facts(task="binary", classes=("normal", "pneumonia"), scratch=True, dem
         examination=make_examination(task, classes) if full else None,
         beside=make_beside() if full else None,
         predictions=make_predictions(cohort, make_split(cohort)) if full else None,
+        explanations=make_explanations(task, classes) if full else None,
         resources={"seconds_per_step": 0.213, "peak_memory_mb": 1893.0},
     )  # fmt: skip
     if not full:
@@ -264,6 +293,27 @@ def pytest_runtest_setup(item):
 def facts_maker():
     """Give the function that makes facts: of a task, of classes, with changes."""
     return make_facts
+
+
+@pytest.fixture(name="check_print")
+def print_checker(tmp_path):
+    """Give the function that draws a PDF with poppler, and wants ink on each page and none in its margins."""
+
+    def check(path, dots_per_inch=50):
+        told = subprocess.run(["pdfinfo", path], capture_output=True, check=True).stdout.decode()
+        subprocess.run(["pdftoppm", "-gray", "-r", str(dots_per_inch), path, tmp_path / "page"], check=True)
+        drawn = sorted(tmp_path.glob("page-*.pgm"))
+        assert len(drawn) == int(re.search(r"Pages: +(\d+)", told).group(1)) > 1
+        side, bottom = (int(mm / 25.4 * dots_per_inch) for mm in (16, 18))  # as in page.css; the top is as the side
+        for number, file in enumerate(drawn, 1):
+            ink = np.asarray(Image.open(file)) < 250
+            inner = np.zeros_like(ink)
+            inner[side:-bottom, side:-side] = True
+            assert ink[inner].mean() > 0.01, f"page {number} is blank"
+            inner[-bottom:, ink.shape[1] * 3 // 4 : -side] = True  # its number
+            assert not (ink & ~inner).any(), f"page {number} has ink in its margins"
+
+    return check
 
 
 class Chromium:

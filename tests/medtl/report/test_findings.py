@@ -12,6 +12,7 @@ import pytest
 from medtl.records import Case, Explanations, FeatureCheck, PairedTest, PointingFindings, Predictions, Score
 from medtl.report import figures, findings
 from medtl.report.facts import as_json, has_unseen_sites, score_histograms
+from medtl.report.findings import no_incumbent
 from medtl.report.page import bar, render
 from medtl.report.tables import class_table, confusion_tables, headline_group
 from medtl.report.words import METRICS, alarms, compact, metric_name, not_for
@@ -46,8 +47,16 @@ def test_every_finding_is_on_the_page(text, said):
 def test_what_was_not_examined_is_said_not_to_be(make_facts):
     text = unescape(re.sub(r"<[^>]+>", " ", render(make_facts())))
     for said in ("not examined what calibration did", "not examined when the model should not", "Subgroups were not",
-                 "Shortcuts were not", "No release was live"):  # fmt: skip
+                 "Shortcuts were not", "comparison with the live release was not asked for"):  # fmt: skip
         assert said in text
+
+
+def test_why_no_live_release_stands_beside_it_is_said(make_facts):
+    facts = make_facts()
+    asked = {**facts.config, "registry": {"promotion": {"incumbent": {"metric": "auroc", "margin": 0.02}}}}
+    assert "No release of this name was live" in no_incumbent(replace(facts, config=asked))
+    unlike = replace(facts, config=asked, beside_note="its plan does not fit these scans")
+    assert "could not be compared with: its plan does not fit" in no_incumbent(unlike)
 
 
 def test_a_hidden_group_shows_no_count_and_no_figure(facts):

@@ -30,6 +30,7 @@ from medtl.report.masks import (
     render,
 )
 from medtl.report.page import render as render_diagnosis
+from medtl.report.pdf import as_pdf
 
 HOSTILE = '"><script>alert(1)</script>{{ 7*7 }}'
 EVALUATION = EvaluationConfig(uncertainty=UncertaintyConfig(resamples=100), masks=MasksConfig(lesions=True))
@@ -171,6 +172,12 @@ def test_the_same_facts_give_the_same_bytes(tmp_path, mask_facts):
     assert record["masks"]["components"][0]["keep"] == "largest"
     assert record["plan"]["patch"] == [40, 56, 40]
     assert record["checklists"]["CLAIM 2024"]
+
+
+@pytest.mark.browser
+def test_no_page_of_its_pdf_is_blank_and_nothing_reaches_into_its_margins(tmp_path, page, check_print):
+    (tmp_path / "report.pdf").write_bytes(as_pdf(page))
+    check_print(tmp_path / "report.pdf")
 
 
 def test_nobody_can_be_told_from_the_page_or_its_record(tmp_path, facts):

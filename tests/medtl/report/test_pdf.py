@@ -83,6 +83,11 @@ def test_the_pdf_says_what_the_page_says(tmp_path, make_facts):
 
 
 @pytest.mark.browser
+def test_no_page_of_the_pdf_is_blank_and_nothing_reaches_into_its_margins(tmp_path, make_facts, check_print):
+    check_print(write_report(tmp_path, make_facts(full=True))[-1])
+
+
+@pytest.mark.browser
 def test_hostile_text_stays_text_in_the_pdf(tmp_path, make_facts):
     facts = make_facts(classes=("normal", "x"))
     facts = replace(facts, title=HOSTILE, intended_use=HOSTILE, limits=(HOSTILE,), gate=(GateCheck(HOSTILE, 0, False),),

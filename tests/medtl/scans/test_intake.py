@@ -35,7 +35,7 @@ from medtl.errors import ConfigError, StorageError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.records import Exclusion, Scan
 from medtl.scans import intake, quarantine
-from medtl.scans.intake import ingest, names_of, read_exclusions, read_scans
+from medtl.scans.intake import ingest, names_of, read_exclusions, read_scans, read_sizes
 from medtl.scans.io import write_readmissions
 from medtl.scans.segments import PixelStore
 from medtl.scans.sources import SourceIndex, survey
@@ -415,6 +415,7 @@ def test_an_item_with_two_reasons_is_taken_back_for_both(folder: Path, series: A
     assert {word.code for word in words} == {"burned_in", "localizer"}
     (scan,) = read_scans(out)
     assert {"burned_in", "localizer"} <= set(scan.findings)
+    assert read_sizes(out) == {scan.scan_id: sum(path.stat().st_size for path in (folder / "ct").iterdir())}
 
 
 def test_the_policy_says_what_becomes_of_a_damaged_file(folder: Path, series: Any) -> None:

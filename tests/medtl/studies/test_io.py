@@ -53,7 +53,7 @@ def test_a_folder_is_no_table(tmp_path: Path) -> None:
 
 def test_a_cohort_comes_back_with_its_unknowns(tmp_path: Path) -> None:
     studies = (
-        Study("s-1", "a", "p-1", (1, None), "x", age_years=44.0, part="test"),
+        Study("s-1", "a", "p-1", (1, None), "x", age_years=44.0, part="test", attributes={"view": "PA"}),
         Study("s-2", "b", "p-2", (0, 1), "y"),
     )
     left_out = (Exclusion("f-1", "studies", "blank_label", "the label is blank"),)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from medtl.config import LabelsConfig, StudiesConfig
 from medtl.errors import StudyError
@@ -119,6 +121,66 @@ def test_named_groups_are_pseudonyms_by_column_and_a_blank_cell_links_nothing(tm
         joined(tmp_path, table, SCANS, groups=("lesions",))
 
 
+PEOPLE = [scan(f"{n}.png", n) for n in range(1, 31)]
+
+
+def wards(cells: list[str]) -> str:
+    rows = [f"{n},{'yes' if n % 2 else 'no'},{n},{cell}" for n, cell in enumerate(cells, 1)]
+    return "\n".join(["path,label,patient,ward", *rows]) + "\n"
+
+
+def test_attributes_are_kept_in_the_tables_own_words_and_a_blank_cell_is_not_recorded(tmp_path: Path) -> None:
+    table = "path,label,patient,view,ward\na/x.png,no,1, PA ,ICU\nb/y.png,yes,2,PA,\nz,yes,3, ,ICU\n"
+    found = {s.study_id: s.attributes for s in joined(tmp_path, table, SCANS, attributes=("view", "ward")).studies}
+    assert list(found.values()) == [{"view": "PA", "ward": "ICU"}, {"view": "PA"}, {"ward": "ICU"}]
+    assert all(study.attributes == {} for study in joined(tmp_path, table, SCANS).studies)
+
+
+def test_an_attribute_that_two_rows_of_a_scan_contradict_is_not_recorded(tmp_path: Path) -> None:
+    table = "path,label,patient,view,ward\nx,no,1,PA,ICU\nx,no,1,AP,\ny,yes,2,PA,ICU\nz,yes,3,PA,ICU\n"
+    first = joined(tmp_path, table, SCANS, attributes=("view", "ward")).studies[0]
+    assert first.attributes == {"ward": "ICU"}
+
+
+def test_a_missing_attribute_is_named_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"'wards' \(studies.labels.attributes\); did you mean 'ward'"):
+        joined(tmp_path, wards(["A"] * 30), PEOPLE, attributes=("wards",))
+
+
+def test_an_attribute_of_more_than_twenty_values_is_refused_and_none_is_named(tmp_path: Path) -> None:
+    names = [f"Jane {n % 20}" for n in range(30)]
+    assert len(joined(tmp_path, wards(names), PEOPLE, attributes=("ward",)).studies) == 30
+    with pytest.raises(StudyError, match=r"'ward' .* has 21 different values, more than 20") as refused:
+        joined(tmp_path, wards(["Jane Doe", *names[1:], *names[:1]]), PEOPLE, attributes=("ward",))
+    assert "Jane" not in str(refused.value)
+
+
+def test_an_attribute_that_no_two_patients_share_is_refused_however_few_they_are(tmp_path: Path) -> None:
+    scans = [scan(f"{n}.png", n, patient=f"p-{n // 2}") for n in range(2, 8)]
+    table = "path,label,ward\n" + "".join(f"{n},{n % 2},Doe {n // 2}\n" for n in range(2, 8))
+    with pytest.raises(StudyError, match="No value of the column 'ward'") as refused:
+        joined(tmp_path, table, scans, attributes=("ward",))
+    assert "Doe" not in str(refused.value)
+    shared = table.replace("Doe 2", "Doe 1")
+    assert len(joined(tmp_path, shared, scans, attributes=("ward",)).studies) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"attributes": ("Patient",)}, "'Patient' cannot be one of attributes"),
+        ({"attributes": ("sex",)}, "another key of studies.labels"),
+        ({"attributes": ("lesion",), "groups": ("lesion",)}, "'lesion' cannot"),
+        ({"attributes": ("view", "view")}, "'view' is twice"),
+        ({"attributes": ("view",), "table": None}, "give table too"),
+        ({"attributes": tuple("abcdefghi")}, "at most 8"),
+    ],
+)
+def test_attributes_that_are_something_else_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        LabelsConfig(**options)
+
+
 def test_a_scan_of_two_rows_has_the_groups_of_both_and_its_dicom_study(tmp_path: Path) -> None:
     table = "path,label,patient,lesion\nx,no,1,a\nx,no,1,b\ny,yes,2,b\n"
     scans = [scan("x", 1, study="s-abc"), scan("y", 2)]
@@ -228,3 +290,66 @@ def test_volumes_are_learned_from_and_the_localiser_beside_one_is_not(tmp_path: 
     cohort = joined(tmp_path, table, [*volumes, *localisers, scan("5", 5)], uid="uid")
     assert {study.scan_id for study in cohort.studies} == {volume.scan_id for volume in volumes}
     assert codes(cohort) == ["image", "image", "image_without_label"]
+
+
+BOX = ("x0", "y0", "x1", "y1")
+
+
+def boxed(tmp_path: Path, *boxes: str, **more: Any) -> Cohort:
+    """Join wide images, (4, 6), with their boxes."""
+    scans = [scan(f"{n}.png", n, **more) for n in range(len(boxes))]
+    wide = [replace(one, shape=(4, 6, 3)) if not one.is_volume else one for one in scans]
+    rows = [f"{n},{'yes' if n % 2 else 'no'},{n},{cells}" for n, cells in enumerate(boxes)]
+    return joined(tmp_path, "path,label,patient,x0,y0,x1,y1\n" + "\n".join(rows) + "\n", wide, box=BOX)
+
+
+def test_a_box_is_read_and_four_blank_cells_are_none(tmp_path: Path) -> None:
+    cohort = boxed(tmp_path, "0,0,6,4", ", , ,", " 1.5,2,3,2.5 ")
+    assert [s.box for s in cohort.studies] == [(0.0, 0.0, 6.0, 4.0), None, (1.5, 2.0, 3.0, 2.5)]
+    assert codes(cohort) == []
+    plain = joined(tmp_path, "path,label,patient\na/x.png,no,1\nb/y.png,yes,2\n", SCANS)
+    assert [s.box for s in plain.studies] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("cells", "code"),
+    [
+        ("a,0,1,1", "box_unreadable"),
+        ("0,0,1,", "box_unreadable"),
+        ("nan,0,1,1", "box_unreadable"),
+        ("0,0,inf,1", "box_unreadable"),
+        ("2,0,2,1", "box_unreadable"),
+        ("2,0,1,1", "box_unreadable"),
+        ("0,3,1,2", "box_unreadable"),
+        ("-0.5,0,1,1", "box_outside"),
+        ("0,-1,1,1", "box_outside"),
+        ("0,0,6.1,1", "box_outside"),
+        ("0,0,1,4.1", "box_outside"),
+        ("0,0,4,6", "box_outside"),
+    ],
+)
+def test_a_box_that_cannot_be_laid_on_its_image_is_an_exclusion(tmp_path: Path, cells: str, code: str) -> None:
+    cohort = boxed(tmp_path, ",,,", "1,1,2,2", cells)
+    assert (len(cohort.studies), codes(cohort)) == (2, [code])
+
+
+def test_a_box_of_a_volume_or_of_several_images_is_an_exclusion(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="box_unclear"):
+        boxed(tmp_path, "0,0,1,1", "0,0,1,1", affine=PLACE)
+    scans = [scan("1", 1, uid="1.2"), scan("2", 2, uid="1.2"), scan("3", 3, uid="1.3"), scan("4", 4, uid="1.4")]
+    table = "uid,label,patient,x0,y0,x1,y1\n1.2,no,a,0,0,1,1\n1.3,yes,b,0,0,1,1\n1.4,no,c,,,,\n"
+    cohort = joined(tmp_path, table, scans, uid="uid", box=BOX)
+    assert (len(cohort.studies), codes(cohort)) == (2, ["box_unclear", "box_unclear"])
+
+
+def test_two_boxes_for_one_image_are_a_contradiction_and_one_given_twice_is_not(tmp_path: Path) -> None:
+    rows = ("x,no,1,0,0,1,1", "x,no,1,0,0,1,1.0", "y,yes,2,0,0,1,1", "y,yes,2,1,1,2,2", "z,yes,3,,,,")
+    cohort = joined(tmp_path, "\n".join(("path,label,patient,x0,y0,x1,y1", *rows)), SCANS, box=BOX)
+    assert (len(cohort.studies), codes(cohort)) == (2, ["conflicting_labels"])
+
+
+def test_a_missing_column_of_a_box_is_named_and_masks_have_no_boxes(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"no column 'x0' \(studies\.labels\.box\)"):
+        joined(tmp_path, "path,label,patient\na/x.png,no,1\n", SCANS, box=BOX)
+    with pytest.raises(ValueError, match="box is of a diagnosis"):
+        LabelsConfig(mask="mask", structures={"liver": 1}, box=BOX)

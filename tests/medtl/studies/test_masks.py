@@ -145,6 +145,23 @@ def test_a_name_that_only_a_mask_has_does_not_make_it_the_image(tmp_path: Path) 
     assert set(why(cohort)) == {"label_without_image"}
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_attributes_stand_beside_masks_unless_they_tell_patients_apart(tmp_path: Path, kept: bool) -> None:
+    source = tmp_path / "scans"
+    for number in range(2):
+        save(source / f"images/{number}.nii", volume(number))
+        save(source / f"labels/{number}.nii", mask(1 + number, 2))
+    views = ["PA", "PA" if kept else "AP"]
+    rows = [f"images/{n}.nii,labels/{n}.nii,p{n},{view}" for n, view in enumerate(views)]
+    table(source, *rows, columns="image,mask,patient,view")
+    config = configured(tmp_path, attributes=["view"])
+    if kept:
+        assert [study.attributes for study in cohort_of(config).studies] == [{"view": "PA"}] * 2
+    else:
+        with pytest.raises(StudyError, match="shared by two patients"):
+            cohort_of(config)
+
+
 def test_a_bare_name_means_the_one_that_no_row_names_as_a_mask(tmp_path: Path) -> None:
     source = tmp_path / "scans"
     for number in range(2):
