@@ -130,11 +130,12 @@ def finished_run(config: Config) -> dict[str, Any] | None:
             log.warning("a result of this run is gone; making it again")
             return None
     summary: dict[str, Any] = record["summary"]
-    if not Path(summary["report"]).is_file():
+    page = config.workspace.absolute() / "reports" / Path(summary["report"]).name  # the workspace may have been moved
+    if not page.is_file():
         return None
     entries = (entry.release for entry in Register(config.workspace).entries())
     now = next((one.status for one in entries if one.release_id == summary["release"]), summary["status"])
-    return {**summary, "status": now}  # it may have been promoted or retired since
+    return {**summary, "report": str(page), "status": now}  # it may have been promoted or retired since
 
 
 def key_now(config: Config) -> str:

@@ -206,6 +206,7 @@ def build_cohort(config: Config, scans: Artifact) -> Artifact:
         "scans": scans.digest,
         "labels": file_digest(table) if table is not None and table.is_file() else None,
         "config": _settings(config.studies),
+        "order": list(config.studies.labels.structures),  # numbers them; a digest of a mapping does not know it
         "key": names.fingerprint,
         "code": code_digest("studies"),
     }

@@ -54,7 +54,7 @@ def test_a_candidate_stands_beside_the_live_release_and_every_gate_is_asked(
     gates += "gate: [{metric: auroc, bound: value, at_least: 0.0}]}"
     asked = ("--set", f"registry.promotion={gates}", "--set", "seed=1")
     found = medtl("run", config, *here, *asked, code=3)
-    assert found["status"] == "candidate"  # nobody here has a sex or a scanner: no subgroup shows anything
+    assert found["status"] == "refused"  # nobody here has a sex or a scanner: no subgroup shows anything
     release = medtl("registry", "show", found["release"], "--workspace", tmp_path / "w")
     passed = {check["condition"]: check["passed"] for check in release["checks"]}
     assert len(passed) == 5
