@@ -11,8 +11,8 @@ from medtl.report.tables import Table
 from medtl.report.words import DASH, compact, label_score, metric_name
 
 LEAKED = (
-    "The release was measured on a split that leaks (allow_leaky_split): what it was released with flatters it, so that "
-    "a fall to the figures here looks deeper than it is, and a rise smaller."
+    "The release was measured on a split that leaks (allow_leaky_split): what it was released with flatters it, so "
+    "that a fall to the figures here looks deeper than it is, and a rise smaller."
 )
 _OF_DIAGNOSES = "plan, weights, calibrator and operating points"
 _OF_MASKS = "plan, weights, what is kept of a mask, and when a mask is doubted"
