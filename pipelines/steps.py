@@ -842,10 +842,13 @@ def _checks(
 
 def provenance(config: Config, prepared: Prepared, trained: Trained | Segmented) -> dict[str, Any]:
     """Name everything a model was made from by its digest."""
+    from medtl.dataset.io import read_split
+    from medtl.dataset.leaks import in_words
     from medtl.model.io import read_checkpoint
 
     checkpoint = read_checkpoint(trained.checkpoint.path)
     rooms = ("scans", "studies", "dataset", "model", "evaluation", "registry")
+    leaks = read_split(prepared.split.path).leaks
     return {
         "scans": prepared.scans.digest,
         "cohort": prepared.cohort.digest,
@@ -860,6 +863,7 @@ def provenance(config: Config, prepared: Prepared, trained: Trained | Segmented)
         "checkpoint": trained.checkpoint.digest,
         "model": checkpoint.weights_sha256,
         **({"members": list(checkpoint.members)} if checkpoint.members else {}),
+        **({"leaks": in_words(leaks)} if leaks else {}),  # travels with the release, whatever its gate asked
         "evaluation": trained.evaluation.digest,
         "environment": dict(checkpoint.environment),
     }

@@ -189,16 +189,15 @@ def _written(
 ) -> dict[str, Any]:
     from medtl.evaluation.comparison import change
     from medtl.evaluation.io import read_evaluation
-    from medtl.registry.promotion import check_clean
     from medtl.report.elsewhere import LEAKED, page
 
     inside, outside = read_evaluation(folder), read_evaluation(found.path)
     metrics = [m for m in compared if m in inside.metrics and m in outside.metrics]
     changes = {m: change(inside.metrics[m], outside.metrics[m]) for m in metrics}
-    leaks = [
-        check for check in entry.release.checks if check.condition == check_clean(()).condition and not check.passed
-    ]
-    release, limits = entry.release.release_id, (*(LEAKED for _ in leaks), *config.report.limits)
+    release, limits = (
+        entry.release.release_id,
+        (*([LEAKED] if entry.release.provenance.get("leaks") else []), *config.report.limits),
+    )
     out = Store(config.workspace).workspace / "reports"
     with storage_errors(out):
         out.mkdir(exist_ok=True)

@@ -25,7 +25,7 @@ def medtl(config: Path, *settings: str) -> tuple[int, dict[str, Any], str]:
 
 
 def test_a_leaking_split_is_refused_by_counts_and_where_it_is_allowed_every_page_says_so(
-    config_file: Path, tmp_path: Path
+    config_file: Path, elsewhere: Path, tmp_path: Path
 ) -> None:
     table = tmp_path / "study" / "labels.csv"
     head, *rows = table.read_text().splitlines()
@@ -46,6 +46,19 @@ def test_a_leaking_split_is_refused_by_counts_and_where_it_is_allowed_every_page
     assert "Patients in both validation and test: 1." in page
     opened = [e["details"] for e in AuditLog(tmp_path / "workspace").events() if e["action"] == "test.opened"]
     assert [one["clean"] for one in opened] == [False]
+
+    careless = ("dataset.split.allow_leaky_split=true", "registry.promotion.clean=false")
+    code, found, log = medtl(config_file, *careless)
+    assert code == 0 and found["status"] == "candidate", log
+    command = [sys.executable, "-m", "pipelines.cli", "elsewhere", str(config_file), "--scans", str(elsewhere)]
+    command += ["--allow-candidate", "--release", found["release"], "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    page = Path(json.loads(done.stdout.splitlines()[-1])["report"]).read_text()
+    assert "measured on a split that leaks" in page
+    told = {e["action"]: e for e in AuditLog(tmp_path / "workspace").events()}
+    assert told["split.leak_allowed"]["details"]["leaks"].startswith("1 patient in both")
+    assert told["release.unvalidated"]["subject"] == found["release"]
 
 
 def test_corrected_labels_are_learned_from_although_the_split_stays(config_file: Path, tmp_path: Path) -> None:
