@@ -113,7 +113,6 @@ def _always() -> dict[str, Answer]:
         "metrics": Answer(("results",)),
         "uncertainty": Answer(("results", "comparison")),
         "internal": Answer(("split", "results")),
-        "flow": Answer(("data",)),
         "counts": Answer(("data", "results")),
         "performance": Answer(("results",)),
         "limitations": Answer(("limits",)),
@@ -129,7 +128,8 @@ def _always() -> dict[str, Answer]:
 
 
 def _where_known(facts: Facts) -> dict[str, Answer]:
-    studies, found = facts.cohort.studies, {}
+    studies = facts.cohort.studies
+    found = {"flow": Answer(("data",), _flow_remark(facts))}
     if facts.intended_use is not None:
         found["use"] = Answer(("summary",))
         found["background"] = Answer(("summary",), "intended use only")
@@ -141,7 +141,8 @@ def _where_known(facts: Facts) -> dict[str, Answer]:
         found["setting"] = Answer(("data",), "sites only")
     if any(study.scanner for study in studies):
         found["devices"] = Answer(("data", "provenance"), "scanners and software")
-        found["acquisition"] = Answer(("data", "plan"), "scanners and preprocessing; not the protocol")
+    if taken := _acquired(facts):
+        found["acquisition"] = Answer(("data", "plan"), f"{', '.join(taken)} and preprocessing; not the protocol")
     if any(study.sex or study.age_years is not None for study in studies):
         found["demographics"] = Answer(("data",), "sex, age, site and scanner, as far as recorded")
     if has_unseen_sites(facts):
@@ -155,6 +156,25 @@ def _where_known(facts: Facts) -> dict[str, Answer]:
     if facts.checkpoint.weights.licence:
         found["licence"] = Answer(("model",), "of the weights it started from")
     return found
+
+
+def _flow_remark(facts: Facts) -> str:
+    if not facts.cohort.patients_known:
+        return "scans and studies; patients are not known"
+    if facts.scan_patients is None:
+        return "patients from the studies to each part; whose scans left before is not known"
+    return "patients and studies, from the decoded scans to each part"
+
+
+def _acquired(facts: Facts) -> list[str]:
+    """Name what is recorded of how scans were taken; the size of an image alone says nothing of it."""
+    taken = facts.acquisitions.values()
+    known = {
+        "scanners": any(study.scanner for study in facts.cohort.studies),
+        "modality": any(one.modality for one in taken),
+        "spacing": any(one.slice_mm is not None for one in taken),
+    }
+    return [name for name, is_known in known.items() if is_known]
 
 
 def _where_examined(facts: Facts) -> dict[str, Answer]:

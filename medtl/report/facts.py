@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePath
-from statistics import quantiles
-from typing import Any
+from statistics import median, quantiles
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -38,9 +38,12 @@ from medtl.records import (
     Split,
     Study,
 )
+from medtl.report.acquired import Acquisition
 
+PART_NAMES: Mapping[Part, str] = {"train": "Training", "val": "Validation", "test": "Test"}
 SMALLEST_CELL = 5
 MOST_VALUES = 12  # of one variable; the rest are counted together
+MOST_SIZES = 6  # of images, rows by columns; more of them are told by their median
 OLDEST_SHOWN = 90  # a higher age can identify a person
 LOCAL_PATHS = (
     "workspace",
@@ -60,10 +63,11 @@ HISTOGRAM_BINS = 20
 class Facts:
     """Everything a report may say.
 
-    ``config`` is ``Config.model_dump(mode="json")``; ``files`` and ``scans`` are counts; ``provenance`` holds the
-    digests of data, config, code, weights and environment; ``resources`` (seconds, memory) is shown where it is given
-    and differs from run to run; ``test_openings`` is how often the sealed test part was read. ``predictions`` are
-    those of the test part; they are counted and not shown.
+    ``config`` is ``Config.model_dump(mode="json")``; ``files``, ``scans`` and ``scan_patients`` (``None``: not of every
+    scan is it known whose it is) are counts; ``acquisitions`` say of a study how its scan was taken; ``provenance``
+    holds the digests of data, config, code, weights and environment; ``resources`` (seconds, memory) is shown where it
+    is given and differs from run to run; ``test_openings`` is how often the sealed test part was read. ``predictions``
+    are those of the test part; they are counted and not shown.
     """
 
     title: str
@@ -87,6 +91,8 @@ class Facts:
     release_id: str
     provenance: Mapping[str, Any]
     test_openings: int
+    scan_patients: int | None = None
+    acquisitions: Mapping[str, Acquisition] = field(default_factory=dict)
     examination: Examination | None = None
     explanations: Explanations | None = None
     beside: Comparison | None = None  # with the live release, where that was asked for and could be done
@@ -108,6 +114,36 @@ class ReasonCount:
     code: str
     count: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlowBox:
+    """One box of the flow; ``patients`` is ``None`` where they are not known."""
+
+    name: str
+    items: int
+    unit: Literal["files", "scans", "studies"]
+    patients: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FlowStep:
+    """One box on the way from files to parts, and what left the way after it.
+
+    ``patients_lost`` are in this box and not in the next: whoever loses one scan and keeps another is not lost.
+    """
+
+    box: FlowBox
+    left_out: tuple[ReasonCount, ...]
+    patients_lost: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The way from files to the parts of the split."""
+
+    steps: tuple[FlowStep, ...]
+    parts: tuple[FlowBox, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +216,39 @@ def _count_part(facts: Facts, part: Part, studies: list[Study]) -> PartCount:
     )
 
 
+def flow(facts: Facts) -> Flow:
+    """Count patients and what there is of them from files to parts, and what was left out at each step."""
+    parts, everybody = studies_by_part(facts), facts.cohort.studies
+    reasons = count_reasons(all_exclusions(facts))
+    in_parts = _patients(facts, [study for studies in parts.values() for study in studies])
+    scans = "Scans decoded, masks among them" if facts.cohort.structures else "Scans decoded"
+    studies = f"Studies with a {'mask' if facts.cohort.structures else 'label'}"
+    boxes = (
+        FlowBox("Files found", facts.files, "files", None),
+        FlowBox(scans, facts.scans, "scans", facts.scan_patients if facts.cohort.patients_known else None),
+        FlowBox(studies, len(everybody), "studies", _patients(facts, everybody)),
+    )
+    after = (*(box.patients for box in boxes[1:]), in_parts)
+    steps = tuple(
+        FlowStep(
+            box,
+            tuple(reason for reason in reasons if reason.stage == stage),
+            None if box.patients is None or left is None else box.patients - left,
+        )
+        for box, stage, left in zip(boxes, ("scans", "studies", "dataset"), after, strict=True)
+    )
+    return Flow(
+        steps,
+        tuple(FlowBox(PART_NAMES[part], len(some), "studies", _patients(facts, some)) for part, some in parts.items()),
+    )
+
+
+def _patients(facts: Facts, studies: Iterable[Study]) -> int | None:
+    return len({study.patient for study in studies}) if facts.cohort.patients_known else None
+
+
 def compose(facts: Facts) -> tuple[Composition, ...]:
-    """Count patients by sex, site, scanner, age and attributes in each part, with small cells protected."""
+    """Count the patients of each part by who they are and how they were scanned, with small cells protected."""
     parts = list(studies_by_part(facts).values())
     variables: tuple[tuple[str, Callable[[Study], str | None]], ...] = (
         ("Sex", lambda study: study.sex),
@@ -189,11 +256,25 @@ def compose(facts: Facts) -> tuple[Composition, ...]:
         ("Scanner", lambda study: study.scanner),
     )
     rows = [row for name, value_of in variables for row in _compose_variable(name, value_of, parts)]
-    ages = tuple(_age_cell(studies) for studies in parts)
-    known = any(study.age_years is not None for studies in parts for study in studies)
+    age = _compose_number("Age, years", lambda study: study.age_years, _age, parts)
     named = sorted({name for studies in parts for study in studies for name in study.attributes})
     further = [row for name in named for row in _compose_variable(name, partial(_attribute, name), parts)]
-    return (*rows, Composition("Age, years", "median (quartiles)" if known else UNKNOWN, ages), *further)
+    return (*rows, age, *_compose_acquisition(facts, parts), *further)
+
+
+def _compose_acquisition(facts: Facts, parts: list[list[Study]]) -> Iterable[Composition]:
+    def of(study: Study) -> Acquisition:
+        return facts.acquisitions.get(study.study_id, Acquisition())
+
+    yield from _compose_variable("Modality", lambda study: of(study).modality, parts)
+    if len({of(study).size for studies in parts for study in studies}) <= MOST_SIZES:
+        yield from _compose_variable("Rows × columns", lambda study: of(study).size, parts)
+    else:
+        yield _compose_number("Rows", lambda study: of(study).rows, _whole, parts)
+        yield _compose_number("Columns", lambda study: of(study).columns, _whole, parts)
+    if any(of(study).slice_mm is not None for studies in parts for study in studies):
+        yield _compose_number("Slice spacing, mm", lambda study: of(study).slice_mm, _mm, parts)
+        yield _compose_number("In-plane spacing, mm", lambda study: of(study).in_plane_mm, _mm, parts)
 
 
 def _attribute(name: str, study: Study) -> str | None:
@@ -231,16 +312,36 @@ def protect_cells(counts: list[int]) -> list[str]:
     return cells
 
 
-def _age_cell(studies: list[Study]) -> str:
-    by_patient = {s.patient: s.age_years for s in studies if s.age_years is not None}
-    if len(by_patient) < SMALLEST_CELL:
-        return "–" if not by_patient else f"<{SMALLEST_CELL} known"
-    lower, middle, upper = (_age(value) for value in quantiles(by_patient.values(), n=4, method="inclusive"))
+def _compose_number(
+    name: str, value_of: Callable[[Study], float | None], write: Callable[[float], str], parts: list[list[Study]]
+) -> Composition:
+    known = any(value_of(study) is not None for studies in parts for study in studies)
+    cells = tuple(_median_cell(studies, value_of, write) for studies in parts)
+    return Composition(name, "median (quartiles)" if known else UNKNOWN, cells)
+
+
+def _median_cell(studies: list[Study], value_of: Callable[[Study], float | None], write: Callable[[float], str]) -> str:
+    """Write median and quartiles over patients, each with the median of his own studies."""
+    of_patient: dict[str, list[float]] = {}
+    for study in studies:
+        if (value := value_of(study)) is not None:
+            of_patient.setdefault(study.patient, []).append(value)
+    if len(of_patient) < SMALLEST_CELL:
+        return "–" if not of_patient else f"<{SMALLEST_CELL} known"
+    lower, middle, upper = (write(v) for v in quantiles(map(median, of_patient.values()), n=4, method="inclusive"))
     return f"{middle} ({lower} to {upper})"
 
 
 def _age(years: float) -> str:
     return f"{years:.0f}" if years < OLDEST_SHOWN else f"{OLDEST_SHOWN}+"
+
+
+def _whole(pixels: float) -> str:
+    return f"{pixels:.0f}"
+
+
+def _mm(length: float) -> str:
+    return f"{length:.3g}"
 
 
 def score_histograms(facts: Facts) -> tuple[Histogram, ...]:
@@ -311,6 +412,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
             "classes": list(facts.cohort.classes),
             "warnings": list(facts.cohort.warnings),
             "exclusions": _plain(count_reasons(all_exclusions(facts))),
+            "flow": _plain(flow(facts)),
             "composition": _plain(compose(facts)),
         },
         "split": {

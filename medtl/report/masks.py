@@ -22,7 +22,7 @@ from scipy import ndimage
 from medtl.records import AnyArray, ComponentChoice, FloatArray, GridPlan, MaskQuality, MaskResult, Score
 from medtl.report import figures, findings, tables, words
 from medtl.report.checklists import Answer, Checklist, checklists
-from medtl.report.facts import Facts
+from medtl.report.facts import Facts, flow
 from medtl.report.facts import as_json as facts_as_json
 from medtl.report.figures import COLOURS, FAINT, INK, MOST_CURVES, STYLE, as_svg, drawable
 from medtl.report.page import as_data, sealed
@@ -137,6 +137,7 @@ def render(facts: MaskFacts) -> str:
     return sealed(
         "masks.html.jinja",
         facts=facts,
+        flow=flow(facts),
         evaluation=facts.evaluation,
         sections=SECTIONS,
         checklists=_checklists(facts),

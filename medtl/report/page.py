@@ -20,7 +20,7 @@ from markupsafe import Markup
 from medtl.records import Curve, Score
 from medtl.report import figures, findings, tables, words
 from medtl.report.checklists import SECTIONS, checklists
-from medtl.report.facts import Facts, score_histograms
+from medtl.report.facts import Facts, flow, score_histograms
 
 STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -30,6 +30,7 @@ def render(facts: Facts) -> str:
     return sealed(
         "page.html.jinja",
         facts=facts,
+        flow=flow(facts),
         sections=SECTIONS,
         most_curves=figures.MOST_CURVES,
         checklists=checklists(facts),

@@ -9,8 +9,8 @@ from typing import Any
 
 from medtl.records import Checkpoint, Evaluation, LeakKind, Plan, Score
 from medtl.report.facts import (
+    PART_NAMES,
     Facts,
-    ReasonCount,
     all_exclusions,
     compose,
     count_parts,
@@ -31,7 +31,6 @@ from medtl.report.words import (
 )
 
 CLASS_METRICS = ("auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv")
-PART_NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
 PLAN_NAMES = {
     "size": "Size, rows × columns",
     "channels": "Channels",
@@ -63,37 +62,6 @@ class ScoreGroup:
 
     label: str
     scores: tuple[Score, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FlowStep:
-    """One box on the way from files to parts, and what left the way after it."""
-
-    name: str
-    count: int
-    detail: str
-    left_out: tuple[ReasonCount, ...]
-
-
-def flow(facts: Facts) -> tuple[FlowStep, ...]:
-    """Give the way from files to studies with what was left out at each step."""
-    reasons = count_reasons(all_exclusions(facts))
-    patients = len({study.patient for study in facts.cohort.studies})
-    known = f"of {patients:,} patients" if facts.cohort.patients_known else "patients not known"
-    steps = (
-        ("Files found", facts.files, "", "scans"),
-        ("Scans decoded", facts.scans, "", "studies"),
-        (
-            f"Studies with a {'mask' if facts.cohort.structures else 'label'}",
-            len(facts.cohort.studies),
-            known,
-            "dataset",
-        ),
-    )
-    return tuple(
-        FlowStep(name, count, detail, tuple(r for r in reasons if r.stage == stage))
-        for name, count, detail, stage in steps
-    )
 
 
 def exclusion_table(facts: Facts) -> Table:

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medtl.records import Comparison, Evaluation, FeatureCheck, Leak, OperatingPoint, Score
-from medtl.report.facts import UNKNOWN, Facts, compose, count_parts, has_unseen_sites, studies_by_part
+from medtl.report.facts import (
+    UNKNOWN,
+    Facts,
+    FlowBox,
+    FlowStep,
+    compose,
+    count_parts,
+    has_unseen_sites,
+    studies_by_part,
+)
 
 DASH = "–"
 SHOWN_CLASSES = 8
@@ -305,6 +314,26 @@ def alarms(facts: Facts) -> tuple[str, ...]:
     if facts.intended_use is None:
         found.append("No intended use was stated: take this as a research model only.")
     return tuple(dict.fromkeys(found))
+
+
+def box_lines(box: FlowBox, patients_known: bool) -> tuple[str, ...]:
+    """Say how many patients are in a box of the flow, and how much there is of them; of files nobody knows it."""
+    items = _counted(box.items, {"files": "file", "scans": "scan", "studies": "study"}[box.unit], box.unit)
+    if box.unit == "files":
+        return (items,)
+    if box.patients is None:
+        return items, "patients not known yet" if patients_known else "patients not known"
+    return _counted(box.patients, "patient", "patients"), items
+
+
+def lost_line(step: FlowStep) -> str:
+    """Say how many patients leave the flow at a step."""
+    lost = "not known" if step.patients_lost is None else f"{step.patients_lost:,}"
+    return f"Patients who leave here: {lost}"
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def openings(times: int) -> str:

@@ -54,6 +54,7 @@ from medtl.records import (
     Subgroup,
     SubgroupFindings,
 )
+from medtl.report.acquired import Acquisition
 from medtl.report.facts import Facts
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
@@ -78,6 +79,10 @@ def make_split(cohort):
     ids = [study.study_id for study in cohort.studies]
     groups = {study.study_id: study.patient for study in cohort.studies}
     return Split(tuple(ids[:120]), tuple(ids[120:150]), tuple(ids[150:]), groups, predefined=False)
+
+
+def make_acquisitions(cohort):
+    return {s.study_id: Acquisition("DX", 2000 + 500 * (i % 2), 1500) for i, s in enumerate(cohort.studies)}
 
 
 def make_checkpoint(task, classes, weights):
@@ -271,6 +276,8 @@ def make_facts(task="binary", classes=("normal", "pneumonia"), scratch=True, dem
         release_id="r-3f9a1c20",
         provenance={"cohort": "12" * 32, "config": "34" * 32, "environment": {"torch": "2.10"}},
         test_openings=1,
+        scan_patients=102,
+        acquisitions=make_acquisitions(cohort) if demographics else {},
         examination=make_examination(task, classes) if full else None,
         beside=make_beside() if full else None,
         predictions=make_predictions(cohort, make_split(cohort)) if full else None,

@@ -9,6 +9,7 @@ import pytest
 
 from medtl.records import Case, Explanations, PointingFindings, Score
 from medtl.report import checklists as module
+from medtl.report.acquired import Acquisition
 from medtl.report.checklists import SECTIONS, checklists
 from medtl.report.io import write_report
 
@@ -82,6 +83,26 @@ def test_an_external_test_part_is_reported_as_one(full):
 def test_what_nobody_stated_is_not_reported(make_facts, full, change, name, number):
     assert answers(full, name)[number].sections
     assert not answers(make_facts(full=True, **change), name)[number].sections
+
+
+@pytest.mark.parametrize(
+    ("patients_known", "scan_patients", "said"),
+    [(True, 102, "patients and studies, from the decoded scans"), (True, None, "patients from the studies"),
+     (False, 102, "patients are not known")],
+)  # fmt: skip
+def test_the_flow_says_from_where_on_patients_are_counted(full, patients_known, scan_patients, said):
+    facts = replace(full, cohort=replace(full.cohort, patients_known=patients_known), scan_patients=scan_patients)
+    assert said in answers(facts, "STARD-AI")["24"].remark
+
+
+def test_acquisition_is_reported_by_what_is_recorded_of_it(full, make_facts):
+    assert answers(full, "CLAIM 2024")["13"].remark.startswith("scanners, modality and")
+    nobody = make_facts(demographics=False)
+    assert not answers(nobody, "CLAIM 2024")["13"].sections
+    sized = {study.study_id: Acquisition(None, 512, 512) for study in nobody.cohort.studies}
+    assert not answers(replace(nobody, acquisitions=sized), "CLAIM 2024")["13"].sections
+    volumes = {name: replace(one, slice_mm=5.0, in_plane_mm=0.7) for name, one in sized.items()}
+    assert "spacing" in answers(replace(nobody, acquisitions=volumes), "CLAIM 2024")["13"].remark
 
 
 def test_no_topic_is_answered_that_nothing_asks_for(full):

@@ -19,6 +19,7 @@ from PIL import Image
 from medtl.config import Config, EvaluationConfig, MasksConfig, UncertaintyConfig
 from medtl.evaluation.masks import assess_masks, choose_components, choose_holes, compare_masks, measure_case
 from medtl.records import Checkpoint, Cohort, Epoch, GridPlan, LoadReport, MaskQuality, Phase, Score, Structure
+from medtl.report.acquired import Acquisition
 from medtl.report.io import write_mask_report
 from medtl.report.masks import (
     PREDICTED_LINE,
@@ -101,6 +102,7 @@ def mask_facts_maker(make_facts):
             "plan": make_plan(names),
             "config": config,
             "cohort": cohort,
+            "acquisitions": {s.study_id: Acquisition("MR", 56, 40, 1.5, 0.75) for s in cohort.studies},
             "checkpoint": make_checkpoint(names),
             "evaluation": assessed(names),
             "results": results,
@@ -152,6 +154,16 @@ def test_sections_come_in_order_and_are_named_and_linked(page):
 )  # fmt: skip
 def test_what_a_reader_needs_is_on_the_page(page, said):
     assert said in text_of(page)
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["Scans decoded, masks among them 102 patients 204 scans", "Modality: MR 60 15 25",
+     "Rows × columns: 56 × 40 60 15 25", "Slice spacing, mm: median (quartiles) 1.5 (1.5 to 1.5)",
+     "In-plane spacing, mm: median (quartiles) 0.75", "no learning curve"],
+)  # fmt: skip
+def test_it_says_how_many_patients_there_are_and_how_they_were_scanned(page, row):
+    assert row in " ".join(text_of(page).split())
 
 
 def test_every_structure_stands_with_its_interval(page, facts):

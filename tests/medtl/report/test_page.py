@@ -185,7 +185,7 @@ def test_one_class_never_stands_for_the_mean_of_many(make_facts):
 def test_unknown_people_are_called_not_recorded(make_facts):
     rows = compose(make_facts(demographics=False))
     assert {row.value for row in rows} == {"not recorded"}
-    assert rows[-1].cells == ("–", "–", "–")
+    assert next(row for row in rows if row.variable == "Age, years").cells == ("–", "–", "–")
 
 
 @pytest.mark.parametrize(
@@ -256,6 +256,27 @@ def test_patients_are_not_counted_where_they_are_not_known(make_facts):
     assert not re.search(r"\d patients", said.replace("The test part holds 25 patients only", ""))
 
 
+def test_the_flow_counts_patients_first_from_scans_to_parts(page):
+    steps = page.partition('<ol class="flow"')[2].partition("</ol>")[0]
+    boxes = [
+        re.sub(r"<[^>]+>", " ", box).split("  ") for box in re.findall(r'class="box[^>]*>(.*?)</div>', steps, re.S)
+    ]
+    assert [[line.strip() for line in box if line.strip()] for box in boxes] == [
+        ["Files found", "231 files"],
+        ["Scans decoded", "102 patients", "204 scans"],
+        ["Studies with a label", "100 patients", "200 studies"],
+        ["Training", "60 patients", "120 studies"],
+        ["Validation", "15 patients", "30 studies"],
+        ["Test", "25 patients", "50 studies"],
+    ]
+    assert re.findall(r"Patients who leave here: ([\w ]+)", steps) == ["not known", "2"]
+
+
+def test_a_page_without_a_learning_curve_says_who_draws_one(page):
+    model = page.partition('<section id="model"')[2].partition("</section>")[0]
+    assert "no learning curve" in model and "medtl study CONFIG --curve config" in model
+
+
 def test_a_clean_run_has_no_warning(page):
     assert '<ul class="alarms">' not in page
 
@@ -269,6 +290,14 @@ def test_the_json_holds_the_facts_and_no_study(tmp_path, make_facts):
     _, path = write_report(tmp_path, make_facts())
     record = json.loads(path.read_text())
     assert record["data"]["studies"] == 200
+    assert record["data"]["flow"]["steps"][1] == {
+        "box": {"name": "Scans decoded", "items": 204, "unit": "scans", "patients": 102},
+        "left_out": [
+            {"stage": "studies", "code": "no_label", "count": 1, "reason": "The label table has no row for this image."}
+        ],
+        "patients_lost": 2,
+    }
+    assert [part["patients"] for part in record["data"]["flow"]["parts"]] == [60, 15, 25]
     assert record["scratch"]["comparison"]["difference"]["value"] == 0.064
     assert record["data"]["exclusions"][0] == {
         "stage": "scans", "code": "not_an_image", "count": 24, "reason": "The file holds no image.",
