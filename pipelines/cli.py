@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -68,14 +69,26 @@ app.command(advise, group=_RUNS)
 app.command(lr_find_verb.lr_find, name="lr-find", group=_LOOK)
 
 
+class _Ended(BaseException):
+    """SIGTERM came outside of a flow; inside of one Prefect raises its own."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _end)
     code = call(arguments)
     if code in (_INTERRUPTED, _TERMINATED):  # a step may still be computing in its thread: what it saved is whole
+        from pipelines.environment import stop_server
+
+        stop_server()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _end(number: int, frame: object) -> None:
+    raise _Ended
 
 
 def call(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +110,7 @@ def call(arguments: Sequence[str] | None = None) -> int:
         print("medtl: stopped; the same command goes on from here.", file=sys.stderr)
         return _INTERRUPTED
     except BaseException as error:
-        if type(error).__name__ != "TerminationSignal":  # Prefect's own, raised in a flow by SIGTERM
+        if not isinstance(error, _Ended) and type(error).__name__ != "TerminationSignal":  # Prefect's own, in a flow
             raise
         print("medtl: stopped by a signal; the same command goes on from here.", file=sys.stderr)
         return _TERMINATED

@@ -93,6 +93,13 @@ def server(workspace: Path, timeout_s: float = 120.0) -> Iterator[str]:
                 process.wait()
 
 
+def stop_server() -> None:
+    """Stop the server that Prefect started for this process's flows, which it does itself only at an ordinary exit."""
+    started = sys.modules.get("prefect.server.api.server")
+    if started is not None:
+        started.SubprocessASGIServer().stop()
+
+
 def _wait(process: subprocess.Popen[bytes], url: str, timeout_s: float, output: Path) -> None:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end and process.poll() is None:

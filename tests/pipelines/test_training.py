@@ -65,6 +65,35 @@ def test_processes_end_with_the_one_that_started_them(config_file: Path, tmp_pat
             os.killpg(process.pid, signal.SIGKILL)  # Prefect's server, which outlives it
 
 
+@pytest.mark.parametrize("moment", ["before the flow", "in it"])
+def test_nothing_outlives_a_command_that_is_ended(config_file: Path, tmp_path: Path, moment: str) -> None:
+    """SIGTERM to the command alone, as a service manager's stop or ``kill`` sends it, also ends Prefect's server."""
+    command = [sys.executable, "-m", "pipelines.cli", "train", str(config_file), "--set", f"workspace={tmp_path / 'w'}"]
+    command += ["--set", "model.phases=[{name: head, unfreeze: head, epochs: 9000}]"]
+    reached = "*" if moment == "before the flow" else "unfinished/*/progress.safetensors"
+    said = tmp_path / "stderr.txt"
+    with said.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
+    try:
+        assert eventually(lambda: bool(list((tmp_path / "w").glob(reached))), 120)
+        process.terminate()
+        assert process.wait(60) == 143, said.read_text()[-2000:]
+        assert "the same command goes on from here" in said.read_text()
+        assert eventually(lambda: not alive(process.pid), 20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def alive(group: int) -> bool:
+    """Tell whether a process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def workers_of(workspace: Path) -> list[str]:
     """Give the command lines of living processes that work on a job of this workspace."""
     lines = []
