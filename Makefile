@@ -56,7 +56,7 @@ format: $(READY) ## write the format and the safe fixes
 	@$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## every benchmark beside its peers (ARGS=--json for figures)
-	@for file in $$(ls benchmarks/*.py | grep -v -e _peers -e nnunet.py -e pretraining -e results -e views); do $(BIN)/python $$file $(ARGS) || exit 1; done
+	@for file in $$(ls benchmarks/*.py | grep -v -e _peers -e nnunet.py -e leaks -e pretraining -e results -e views); do $(BIN)/python $$file $(ARGS) || exit 1; done
 
 docs: $(READY)   ## write docs/config.md from the config's sections
 	@$(BIN)/python -c 'from pathlib import Path; from pipelines.look import config_reference; Path("docs/config.md").write_text(config_reference())'

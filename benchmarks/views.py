@@ -39,7 +39,7 @@ def measure(config: Config, epochs: int) -> list[dict[str, Any]]:
     """Train and measure every number of views; give a row for each."""
     scans = steps.ingest_scans(config)
     cohort = steps.build_cohort(config, scans)
-    split = steps.split_by_patient(config, cohort)
+    split = steps.split_by_patient(config, scans, cohort)
     plan = steps.make_plan(config, scans, cohort, split)
     pack = steps.pack_images(config, scans, cohort, plan)
     rows: list[dict[str, Any]] = []

@@ -297,6 +297,9 @@ class SplitConfig(Section):
     pretraining_hashes: Path | None = Field(
         None, description="hashes of the images the weights were trained on, one a line; they may be in training only"
     )
+    near_in_features: bool = Field(
+        True, description="look-alikes are also looked for by the features of the pretrained network (2-D backbones)"
+    )
 
     @model_validator(mode="after")
     def _some_left_to_train(self) -> Self:
@@ -396,6 +399,13 @@ class PatchesConfig(Section):
     brightness: float = Field(0.15, ge=0, le=1, description="offset at most, of the patch's standard deviation")
     contrast: float = Field(0.25, ge=0, lt=1, description="gain drawn from 1 ± contrast")
     gamma: float = Field(0.3, ge=0, lt=1, description="exponent drawn from 1 ± gamma")
+    colour: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="pictures in colour: each channel's gain drawn from e^±colour, its offset at most "
+        "so much of its standard deviation",
+    )
     low_resolution: Fraction = Field(0.15, description="share of patches that lose resolution")
 
 

@@ -185,6 +185,7 @@ class Split:
     predefined: bool
     exclusions: tuple[Exclusion, ...] = ()
     leaks: tuple[Leak, ...] = ()  # known and allowed
+    network: str | None = None  # digest of the one whose features told look-alikes; None: pictures alone did
 
     def __post_init__(self) -> None:
         sides: dict[str, Part] = {}
@@ -206,6 +207,15 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class FeaturePairs:
+    """Near duplicates that the features of the pretrained network added to those that pictures tell alone."""
+
+    pairs: int
+    distance: float  # cosine; a pair is nearer in features
+    likeness: float  # correlation; and more alike when laid on each other, and both together by more than that
+
+
+@dataclass(frozen=True, slots=True)
 class CleanProof:
     """What was looked for on two sides of a split, on how many studies, by which bounds, and what was found."""
 
@@ -217,6 +227,7 @@ class CleanProof:
     pairs: int  # near duplicates of different patients, on one side or on two
     listed: int | None  # pictures on the list of the pretraining set; None: no list
     notes: tuple[str, ...] = ()  # what could not be looked for, and why
+    by_features: FeaturePairs | None = None  # of all patients, as far as they were looked for
 
     @property
     def clean(self) -> bool:

@@ -152,7 +152,7 @@ def advise_on(
 
     scans = steps.ingest_scans(config)
     cohort = steps.build_cohort(config, scans)
-    split = steps.split_by_patient(config, cohort)
+    split = steps.split_by_patient(to_split(config), scans, cohort)
     common = Common(config, scans, cohort, split, read_cohort(cohort.path), read_split(split.path))
     probes, left_out = _probes(common, candidates, heads)
     measured = [way for one, artifact in probes for way in cross_validated(common, one, artifact, heads)]
@@ -178,6 +178,17 @@ def advise_on(
 
     artifact = AuditedStore(config.workspace).make("advice", inputs, build)
     return read_record(artifact.path / _ADVICE, Advice), _copy(config, artifact)
+
+
+def to_split(config: Config) -> Config:
+    """Give the config to split by: the study's own weights, of which advice needs none, are not fetched for it."""
+    unfetched = config.model_copy(update={"model": config.model.model_copy(update={"fetch": False})})
+    try:
+        training.comparing_network(unfetched)
+    except WeightsError:
+        alone = config.dataset.split.model_copy(update={"near_in_features": False})
+        return config.model_copy(update={"dataset": config.dataset.model_copy(update={"split": alone})})
+    return config
 
 
 def _probes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def fewer_patients(cohort: Cohort, split: Split, patients: int, seed: int) -> Sp
     if lacking:
         raise SplitError(f"{patients} patients do not hold every class ({', '.join(lacking)} missing). Take more.")
     groups = {study: split.groups[study] for study in (*train, *split.val, *split.test)}
-    return Split(train, split.val, split.test, groups, split.predefined, split.exclusions, split.leaks)
+    return replace(split, train=train, groups=groups)
 
 
 def p_values(paired: Mapping[str, Artifact | None]) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ async def crossval(config: Config) -> dict[str, Any]:
     scans = await tasks.ingest_scans(config)
     cohort = await tasks.build_cohort(config, scans)
     found, scratch = [], []
-    for name, repeat, split in await tasks.split_into_folds(config, cohort):
+    for name, repeat, split in await tasks.split_into_folds(config, scans, cohort):
         prepared = await packed(config, scans, cohort, split)
         found.append(pooling.Tested(name, repeat, await _tested(config, prepared), prepared))
         if config.segments and config.model.scratch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
@@ -54,12 +55,11 @@ def _config(config: Config) -> Table:
 
 def _excluded(config: Config) -> Table:
     scans = steps.ingest_scans(config)
-    try:
+    cohort = split = None
+    with contextlib.suppress(MedtlError):  # how far it comes
         cohort = steps.build_cohort(config, scans)
-        split = steps.split_by_patient(config, cohort)
-        found = results.excluded(scans, cohort, split)
-    except MedtlError:
-        found = results.excluded(scans)
+        split = steps.split_by_patient(config, scans, cohort)
+    found = results.excluded(scans, cohort, split)
     named = _named(config, scans)
     rows = [(e.stage, e.code, e.item, _few(_files_of(e, named)) or "-", e.reason) for e in found]
     return "Left out (file names are shown here only)", ("stage", "code", "item", "file", "reason"), rows
@@ -181,8 +181,9 @@ def _split(config: Config) -> Table:
     from medtl.dataset.io import read_split
     from medtl.studies.io import read_cohort
 
-    artifact = steps.build_cohort(config, steps.ingest_scans(config))
-    cohort, split = read_cohort(artifact.path), read_split(steps.split_by_patient(config, artifact).path)
+    scans = steps.ingest_scans(config)
+    artifact = steps.build_cohort(config, scans)
+    cohort, split = read_cohort(artifact.path), read_split(steps.split_by_patient(config, scans, artifact).path)
     by_id = {study.study_id: study for study in cohort.studies}
     rows = []
     for part in PARTS:
@@ -199,7 +200,7 @@ def _plan(config: Config) -> Table:
     scans = steps.ingest_scans(config)
     cohort = steps.build_cohort(config, scans)
     made = segmenting.plan_grid if config.segments else steps.make_plan
-    artifact = made(config, scans, cohort, steps.split_by_patient(config, cohort))
+    artifact = made(config, scans, cohort, steps.split_by_patient(config, scans, cohort))
     reasons = read_grid(artifact.path).reasons if config.segments else read_plan(artifact.path).reasons
     return "Plan, from the training part", ("decision", "value and reason"), list(reasons.items())
 

@@ -55,7 +55,7 @@ def measure(config: Config, phase: str | None) -> RangeTest:
 
     scans = steps.ingest_scans(config)
     cohort = steps.build_cohort(config, scans)
-    split = steps.split_by_patient(config, cohort)
+    split = steps.split_by_patient(config, scans, cohort)
     plan = steps.make_plan(config, scans, cohort, split)
     pack = steps.pack_images(config, scans, cohort, plan)
     known, parts, how = read_cohort(cohort.path), read_split(split.path), read_plan(plan.path)

@@ -21,7 +21,7 @@ async def reconstruct(config: Config, into: str, licence: str | None, citation: 
         cohort = await tasks.gather_cohort(config, scans)
     else:
         cohort = await tasks.build_cohort(config, scans)
-        whole = await tasks.split_by_patient(config, cohort)
+        whole = await tasks.split_by_patient(config, scans, cohort)
     split = await tasks.hold_out(config, cohort, whole)
     if config.segments and whole is not None:  # the study's own plan: its weights see what it will see
         plan = await tasks.plan_grid(config, scans, cohort, whole)

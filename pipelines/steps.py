@@ -53,7 +53,7 @@ from pipelines.explanations import read_explanations
 from pipelines.prepared import Prepared, Segmented, Trained
 
 if TYPE_CHECKING:
-    from medtl.dataset.leaks import Fingerprints, Listed
+    from medtl.dataset.leaks import Fingerprints, Listed, Near
     from medtl.model.io import FolderSaver
     from medtl.registry.promotion import Beside
     from medtl.report.facts import Facts
@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("medtl")
 PROOF = "proof.json"  # beside a split
 _DIGESTS, _SPECTRA = "digests.json", "spectra.npy"  # of fingerprints
+_FEATURES = "features.npy"  # of look-alikes, in the order of the fingerprints
+_NOT_COMPARED = "No look-alikes were looked for by distance in feature space: "
 BY_THEMSELVES = (  # settings of the model that a checkpoint does not depend on, or by what they come to
     "vault", "scratch", "scratch_phases", "weights", "device", "threads", "precision", "cache", "fetch",
     "save_every_s", "inference", "reconstruct",
@@ -266,6 +268,39 @@ def fingerprints_of(config: Config, cohort: Cohort) -> tuple[Artifact, Fingerpri
     return found, Fingerprints(digests, load_array(found.path / _SPECTRA))
 
 
+def describe_pictures(config: Config, scans: Artifact, cohort: Cohort, network: str | None) -> Artifact | None:
+    """Pixels -> what a pretrained network makes of them, once for the same pictures; None without a network."""
+
+    def build(folder: Path) -> None:
+        from medtl.scans.segments import PixelStore
+
+        different = {scan.pixel_digest: scan for scan in _scans_by_study(scans, cohort).values()}
+        chosen = [different[digest] for digest in sorted(different)]
+        save_array(folder / _FEATURES, training.describe_scans(config, chosen, PixelStore(pixel_folder(config))))
+
+    return _make(config, "lookalikes", _described(cohort, network), build) if network is not None else None
+
+
+def _described(cohort: Cohort, network: str | None) -> dict[str, Any]:
+    return {**_pictures(cohort), "network": network, "code": code_digest("dataset", "model")}
+
+
+def _network(config: Config) -> str | None:
+    return training.comparing_network(config) if config.dataset.split.near_in_features else None
+
+
+def _near_pairs(config: Config, cohort: Cohort, prints: Fingerprints, described: Artifact | None) -> Near:
+    """Name the pictures that are nearly the same, by themselves and by features where there are any."""
+    from medtl.dataset import leaks, lookalikes
+
+    near, workers = leaks.near_pairs(cohort, prints, config.scans.workers), config.scans.workers
+    if described is None:
+        off = not config.dataset.split.near_in_features
+        why = "dataset.split.near_in_features is off." if off else "no network of two dimensions with weights."
+        return replace(near, note=_NOT_COMPARED + why)
+    return lookalikes.with_features(near, cohort, prints, load_array(described.path / _FEATURES), workers)
+
+
 def _listed(config: Config) -> Listed | None:
     """Read the lists of the images that the weights were trained on, as far as there are any."""
     from medtl.dataset.leaks import read_hashes
@@ -300,7 +335,7 @@ def _lists(config: Config) -> list[Path]:
     return found
 
 
-def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
+def split_by_patient(config: Config, scans: Artifact, cohort: Artifact) -> Artifact:
     """Cohort -> split and the proof that it is clean; the test part is sealed from here on."""
     from medtl.dataset import io, leaks
     from medtl.dataset.split import split_cohort
@@ -308,11 +343,12 @@ def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
 
     known = read_cohort(cohort.path)
     artifact, prints = fingerprints_of(config, known)
-    settings, workers = config.dataset.split, config.scans.workers
-    listed = _listed(config)
+    settings, network, listed = config.dataset.split, _network(config), _listed(config)
+    described = describe_pictures(config, scans, known, network)
     inputs = {
         "cohort": cohort.digest,
         "fingerprints": artifact.digest,
+        "lookalikes": [network, described.digest] if described is not None else None,
         "config": _settings(settings, "pretraining_hashes"),
         "pretraining": _listed_digest(config),
         "seed": config.seed,
@@ -320,10 +356,10 @@ def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
     }
 
     def build(folder: Path) -> None:
-        near = leaks.near_pairs(known, prints, workers)
+        near = _near_pairs(config, known, prints, described)
         pretrained = leaks.overlap(known, prints, listed) if listed is not None else frozenset()
-        split = split_cohort(known, settings, config.seed, near.pairs, pretrained)
-        proof = leaks.prove_clean(known, split, prints, listed, near, workers)
+        split = replace(split_cohort(known, settings, config.seed, near.pairs, pretrained), network=network)
+        proof = leaks.prove_clean(known, split, prints, listed, near)
         leaks.require_clean(proof, split)
         io.write_split(folder, split)
         write_record(folder / PROOF, proof)
@@ -338,15 +374,16 @@ def split_by_patient(config: Config, cohort: Artifact) -> Artifact:
     return made
 
 
-def split_into_folds(config: Config, cohort: Artifact) -> list[tuple[str, int, Artifact]]:
+def split_into_folds(config: Config, scans: Artifact, cohort: Artifact) -> list[tuple[str, int, Artifact]]:
     """Cohort -> the folds of the design that the config asks for: name, repeat, split with its proof."""
     from medtl.dataset import folds, io, leaks
     from medtl.studies.io import read_cohort
 
     known = read_cohort(cohort.path)
     artifact, prints = fingerprints_of(config, known)
-    listed, workers = _listed(config), config.scans.workers
-    near = leaks.near_pairs(known, prints, workers)
+    listed, network = _listed(config), _network(config)
+    described = describe_pictures(config, scans, known, network)
+    near = _near_pairs(config, known, prints, described)
     pretrained = leaks.overlap(known, prints, listed) if listed is not None else frozenset()
     found = []
     for one in folds.fold_splits(
@@ -355,6 +392,7 @@ def split_into_folds(config: Config, cohort: Artifact) -> list[tuple[str, int, A
         inputs = {
             "cohort": cohort.digest,
             "fingerprints": artifact.digest,
+            "lookalikes": [network, described.digest] if described is not None else None,
             "fold": [one.name, one.repeat],
             "config": [_settings(config.dataset.folds), _settings(config.dataset.split, "pretraining_hashes")],
             "pretraining": _listed_digest(config),
@@ -363,9 +401,9 @@ def split_into_folds(config: Config, cohort: Artifact) -> list[tuple[str, int, A
         }
 
         def build(folder: Path, split: Split = one.split) -> None:
-            proof = leaks.prove_clean(known, split, prints, listed, near, workers)
+            proof = leaks.prove_clean(known, split, prints, listed, near)
             leaks.require_clean(proof, split)
-            io.write_split(folder, split)
+            io.write_split(folder, replace(split, network=network))
             write_record(folder / PROOF, proof)
 
         made = _make(config, "split", inputs, build)
@@ -382,6 +420,8 @@ def _listed_digest(config: Config) -> str | None:
 def prove_again(config: Config, cohort: Artifact, split: Artifact) -> CleanProof:
     """Look again for what may stand on two sides of a split, before its test part is opened.
 
+    Features are those of the network that the split was made with, whichever model is about to be tested.
+
     Raises:
         SplitError: something that was not known and allowed when the split was made.
     """
@@ -390,7 +430,11 @@ def prove_again(config: Config, cohort: Artifact, split: Artifact) -> CleanProof
 
     known, made = read_cohort(cohort.path), io.read_split(split.path)
     _, prints = fingerprints_of(config, known)
-    proof = leaks.prove_clean(known, made, prints, _listed(config), threads=config.scans.workers)
+    described = Store(config.workspace).find("lookalikes", _described(known, made.network)) if made.network else None
+    if made.network and described is None:
+        raise StorageError("The features of the images are gone. Run the same command again: they are made again.")
+    near = _near_pairs(config, known, prints, described)
+    proof = leaks.prove_clean(known, made, prints, _listed(config), near)
     leaks.require_clean(proof, made)
     return proof
 
@@ -929,18 +973,22 @@ def known_facts(config: Config, prepared: Prepared, trained: Trained | Segmented
     from medtl.dataset.io import read_split
     from medtl.evaluation.io import read_evaluation
     from medtl.model.io import read_checkpoint
+    from medtl.report.acquired import acquisitions, count_patients
     from medtl.scans.intake import read_exclusions, read_scans
     from medtl.studies.io import read_cohort
 
+    scans, cohort = read_scans(prepared.scans.path), read_cohort(prepared.cohort.path)
     return {
         "title": config.report.title or config.name,
         "config": config.model_dump(mode="json"),
         "intended_use": config.report.intended_use,
         "limits": config.report.limits,
         "files": file_count(prepared.scans),
-        "scans": len(read_scans(prepared.scans.path)),
+        "scans": len(scans),
+        "scan_patients": count_patients(scans, cohort),
+        "acquisitions": acquisitions(scans, cohort),
         "exclusions": read_exclusions(prepared.scans.path),
-        "cohort": read_cohort(prepared.cohort.path),
+        "cohort": cohort,
         "split": read_split(prepared.split.path),
         "proof": read_record(prepared.split.path / PROOF, CleanProof),
         "checkpoint": read_checkpoint(trained.checkpoint.path),

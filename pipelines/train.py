@@ -15,7 +15,7 @@ async def prepare(config: Config) -> Prepared:
     """Bring scans and labels as far as one packed array."""
     scans = await tasks.ingest_scans(config)
     cohort = await tasks.build_cohort(config, scans)
-    return await packed(config, scans, cohort, await tasks.split_by_patient(config, cohort))
+    return await packed(config, scans, cohort, await tasks.split_by_patient(config, scans, cohort))
 
 
 async def packed(config: Config, scans: Artifact, cohort: Artifact, split: Artifact) -> Prepared:

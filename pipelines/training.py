@@ -11,7 +11,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,15 +23,17 @@ import numpy as np
 from medtl.artifacts import Store, code_digest, digest_of, file_digest, write_bytes
 from medtl.config import Config, ModelConfig
 from medtl.errors import ModelError
+from medtl.progress import advance
 
 if TYPE_CHECKING:
     from medtl.model.fit import Material
     from medtl.model.surgery import StagedNetwork
-    from medtl.records import Cohort, Epoch, LoadReport, Phase, Plan, Split
+    from medtl.records import AnyArray, Cohort, Epoch, LoadReport, Phase, Plan, Scan, Split
 
 log = logging.getLogger("medtl")
 LIBRARIES = ("torch", "torchvision", "monai", "numpy", "scikit-learn", "pydicom", "opencv-python-headless")
 _GUARD_RESAMPLES = 1000
+_AT_ONCE = 256  # pictures whose thumbnails are in memory
 _TAIL = 2000  # characters of a worker's last words
 
 
@@ -142,6 +145,69 @@ def network_for(config: Config, cohort: Cohort, plan: Plan) -> tuple[StagedNetwo
         model.backbone, plan.size[0], plan.channels, len(cohort.classes), model.dropout, weights, model.min_share,
         config.seed,
     )  # fmt: skip
+
+
+def comparing_network(config: Config) -> str | None:
+    """Name the pretrained network that pictures are compared by: a digest of backbone, weights and their input.
+
+    None where the config has no network of two dimensions with weights. What the vault says is read here, because the
+    vault itself would wake torch. It is woken where weights are not there yet, and fetches them or says why not.
+
+    Raises:
+        WeightsError: as the training's own, of weights that are not there and cannot be had.
+    """
+    from medtl.model.backbones import BACKBONES
+
+    model, row = config.model, BACKBONES.get(config.model.backbone)
+    encodes = not config.segments or model.segmenter.network in ("auto", "encoder_unet")
+    if row is None or row.dimensions != 2 or model.origin == "none" or not encodes:
+        return None
+    found = _known_weights(model, vault_folder(config))
+    if found is None:
+        from medtl.model.vault import Vault, resolve_weights
+
+        resolve_weights(model.origin, model.backbone, Vault(vault_folder(config)), model.fetch)
+        found = _known_weights(model, vault_folder(config))
+    return digest_of([model.backbone, *found]) if found is not None else None
+
+
+def _known_weights(model: ModelConfig, vault: Path) -> tuple[str, Any] | None:
+    """Give the digest of weights that are here, and what the vault says they were trained to see; None: not here."""
+    if model.origin != "imagenet" and not model.origin.startswith("vault:"):
+        path = Path(model.origin)
+        return (file_digest(path), None) if path.is_file() else None
+    name = f"imagenet-{model.backbone}" if model.origin == "imagenet" else model.origin.removeprefix("vault:")
+    try:
+        entry = json.loads((vault / name / "entry.json").read_bytes())
+        return entry["sha256"], entry.get("contract")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # said when the vault is asked
+        return None
+
+
+def describe_scans(config: Config, scans: Sequence[Scan], read: Callable[[Scan], AnyArray]) -> AnyArray:
+    """Pixels -> features of the pretrained network, (n, d) float16.
+
+    Weights that fill too little of the backbone pass here: training refuses them, and knows by how much.
+    """
+    from medtl.dataset.lookalikes import SIDE, thumbnail
+    from medtl.model import fit, io
+    from medtl.model.features import describe
+    from medtl.model.surgery import backbone
+    from medtl.model.vault import Vault, resolve_weights
+
+    model, row = config.model, backbone(config.model.backbone)
+    side = -(-max(row.min_size, SIDE) // row.multiple) * row.multiple
+    weights = resolve_weights(model.origin, model.backbone, Vault(vault_folder(config)), model.fetch)
+    fit.make_deterministic(config.seed, threads_for(model, 1))
+    network, _ = io.build_network(model.backbone, side, 3, 1, 0.0, weights, min_share=0.0, seed=0)
+    found, device = [], fit.device_of(model)
+    with ThreadPoolExecutor(config.scans.workers) as pool:
+        for start in range(0, len(scans), _AT_ONCE):
+            some = scans[start : start + _AT_ONCE]
+            pictures = np.stack(list(pool.map(lambda scan: thumbnail(read(scan), scan, side), some)))
+            found.append(describe(network, pictures, device).astype(np.float16))
+            advance("describing images", start + len(some), len(scans))
+    return np.concatenate(found)
 
 
 def material_for(

@@ -6,5 +6,5 @@
                                                                             └─▶ loading: batches
                      └▶ grid (a segmentation's plan) ─▶ io: packed volumes ─▶ patches: augmented crops
                                                         prediction on the grid ─▶ restore: back to the scan's voxels
-    leaks prove that nobody is on two sides; folds; perturb for stress tests
+    leaks prove that nobody is on two sides (lookalikes: by features too); folds; perturb for stress tests
 """

@@ -36,6 +36,7 @@ from medtl.records import (
     CleanProof,
     Cohort,
     FeatureCheck,
+    FeaturePairs,
     FloatArray,
     IntArray,
     Leak,
@@ -56,7 +57,7 @@ _SIGNED = 8  # frequencies in the signature
 _SIGNATURE_ALIKE, _HASH_LOOK = 0.6, 80
 _FEW = 256  # pictures among which all pairs are looked at
 _SAMPLE = 512  # pictures whose nearest look-alikes say what is common
-_FEWEST = 40  # pictures that a fence can be made from
+FEWEST = 40  # pictures that a fence can be made from
 _ALIGNED = 2_000  # pairs that are laid on each other, about
 _WORTH_ALIGNING = 0.6
 _BLOCK = 1024
@@ -112,10 +113,15 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """Pictures of different patients that are nearly the same, as pairs of digests of their pixels."""
+    """Pictures of different patients that are nearly the same, as pairs of digests of their pixels.
+
+    ``by_features`` tells how many of the pairs a network's features added; where it is None, ``note`` may say why.
+    """
 
     bounds: Bounds
     pairs: Pairs
+    by_features: FeaturePairs | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +236,7 @@ def bounds_of(spectra: AnyArray, owners: IntArray) -> Bounds:
         owners: (n,), the same number for pictures of one person.
     """
     sample = np.unique(np.linspace(0, len(spectra) - 1, min(_SAMPLE, len(spectra))).astype(np.int64))
-    if len(sample) < _FEWEST:
+    if len(sample) < FEWEST:
         return Bounds(STRICTEST, _WORTH_ALIGNING)
     weighted = _weighted(spectra)
     flat = weighted.reshape(len(weighted), -1)
@@ -262,8 +268,7 @@ def near_duplicates(spectra: AnyArray, apart: IntArray, bounds: Bounds, threads:
         spectra: (n, slabs, 32, 32).
         apart: (n,); pairs with the same number are not looked at.
     """
-    hashes = np.stack([hash_of(_turned(spectra[..., :_BAND, :_BAND], orientation)) for orientation in range(8)])
-    weighted = _weighted(spectra)
+    hashes, weighted = _hashes(spectra), _weighted(spectra)
     sure: list[IntArray] = []
     unsure: list[IntArray] = []
     for pairs in _candidates(spectra, apart):
@@ -280,6 +285,30 @@ def near_duplicates(spectra: AnyArray, apart: IntArray, bounds: Bounds, threads:
     found = [*sure, rest[np.array(laid) >= bounds.near, :2]] if laid else sure
     every = np.concatenate(found) if found else np.zeros((0, 2), np.int64)
     return np.unique(every.reshape(-1, 2), axis=0)
+
+
+def likeness(spectra: AnyArray, pairs: IntArray, threads: int = 2) -> FloatArray:
+    """Correlate some pairs, (pairs,): turned as fits best, and laid on each other where they are no copies as they lie.
+
+    Args:
+        spectra: (n, slabs, 32, 32).
+        pairs: (pairs, 2).
+    """
+    _, orientation = _hash_distance(_hashes(spectra), pairs)
+    alike = _correlation(_weighted(spectra), pairs, orientation)
+    unsure = np.flatnonzero(alike < STRICTEST)
+    with ThreadPoolExecutor(threads) as pool:
+        rows = np.column_stack([pairs, orientation])[unsure].tolist()
+        laid = pool.map(lambda row: _aligned(spectra[row[0]], spectra[row[1]], row[2], STRICTEST), rows)
+        for done, (row, made) in enumerate(zip(unsure, laid, strict=True), 1):
+            alike[row] = max(float(alike[row]), made)
+            advance("laying images on each other", done, len(unsure))
+    return alike
+
+
+def _hashes(spectra: AnyArray) -> AnyArray:
+    """Give the hashes in all eight orientations, (8, n, 4)."""
+    return np.stack([hash_of(_turned(spectra[..., :_BAND, :_BAND], orientation)) for orientation in range(8)])
 
 
 def _candidates(spectra: AnyArray, apart: IntArray) -> Iterator[IntArray]:
@@ -373,14 +402,18 @@ def near_pairs(cohort: Cohort, prints: Fingerprints, threads: int = 2) -> Near:
     Raises:
         SplitError: the fingerprints are of other pictures than the cohort's.
     """
-    owners = _owners(cohort, prints)
+    owners = owners_of(cohort, prints)
     bounds = bounds_of(prints.spectra, owners)
     pairs = near_duplicates(prints.spectra, owners, bounds, threads)
     return Near(bounds, tuple((prints.digests[i], prints.digests[j]) for i, j in pairs.tolist()))
 
 
-def _owners(cohort: Cohort, prints: Fingerprints) -> IntArray:
-    """Number the patients of the fingerprinted pictures."""
+def owners_of(cohort: Cohort, prints: Fingerprints) -> IntArray:
+    """Number the patients of the fingerprinted pictures, (n,).
+
+    Raises:
+        SplitError: the fingerprints are of other pictures than the cohort's.
+    """
     owner = {study.pixel_digest: study.patient for study in cohort.studies}
     if sorted(owner) != list(prints.digests):
         raise SplitError("The fingerprints are of other images than the cohort's. Run the same command again.")
@@ -469,7 +502,8 @@ def prove_clean(
         look=near.bounds.look,
         pairs=pairs,
         listed=len(listed) if listed is not None else None,
-        notes=_gaps(cohort, kept, comparable, listed),
+        notes=(*_gaps(cohort, kept, comparable, listed), *([near.note] if near.note else [])),
+        by_features=near.by_features,
     )
 
 
@@ -599,8 +633,8 @@ def near_in_features(features: FloatArray, sides: Sequence[Part], owners: Sequen
     """
     count = len(features)
     length = np.linalg.norm(features, axis=1, keepdims=True)
-    if count < _FEWEST or not np.isfinite(length).all() or (length == 0).any():
-        why = "features are zero or not finite" if count >= _FEWEST else f"fewer than {_FEWEST} images"
+    if count < FEWEST or not np.isfinite(length).all() or (length == 0).any():
+        why = "features are zero or not finite" if count >= FEWEST else f"fewer than {FEWEST} images"
         return FeatureCheck(count, None, None, {}, f"not estimable: {why}")
     unit = (features / length).astype(np.float32)
     owner = np.unique(np.array(owners, dtype=str), return_inverse=True)[1]
@@ -608,7 +642,7 @@ def near_in_features(features: FloatArray, sides: Sequence[Part], owners: Sequen
     nearest = np.column_stack([_nearest_of_others(unit, owner, side == part) for part in range(len(PARTS))])
     anywhere = nearest.min(axis=1)
     logs = np.log(anywhere[np.isfinite(anywhere)])
-    low, high = np.quantile(logs, [0.25, 0.75]) if len(logs) >= _FEWEST else (0.0, 0.0)
+    low, high = np.quantile(logs, [0.25, 0.75]) if len(logs) >= FEWEST else (0.0, 0.0)
     if high - low < 1e-9:
         return FeatureCheck(
             count, None, None, {}, "not estimable: distances to other people do not differ, or are too few"

@@ -156,6 +156,8 @@ class Patches:
         if mirrored:
             image.copy_(image.flip([1 + axis for axis in mirrored]))
             codes.copy_(codes.flip(mirrored))
+        if self.config.colour and self.plan.axis is None:  # channels of a volume are its slices
+            _tinted(rng, image, self.config.colour)
         recoloured(rng, image, self.config)
 
     def _warp(
@@ -218,6 +220,14 @@ def recoloured(rng: np.random.Generator, image: torch.Tensor, config: PatchesCon
         low, high = (float(v) for v in torch.aminmax(image))
         span = max(high - low, 1e-6)
         image.sub_(low).div_(span).clamp_(0, 1).pow_(1 + config.gamma * (2 * strengths[5] - 1)).mul_(span).add_(low)
+
+
+def _tinted(rng: np.random.Generator, image: torch.Tensor, strength: float) -> None:
+    """Give each channel its own gain and offset in place, as another lamp, camera or skin would."""
+    for channel in image:
+        gain, offset = rng.uniform(-strength, strength, 2)
+        deviation = float(channel.std(correction=0))
+        channel.mul_(float(np.exp(gain))).add_(offset * deviation)
 
 
 def blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """What a frozen trunk makes of images, computed once and kept; and how far that is from what the trunk was trained on.
 
+And what tells a picture from others: :func:`describe`, for near duplicates.
+
 Folds, heads and later calls read the same features back. Two hints come with them, neither of which says how a model
 will do: the distance between source and target, and LogME. Scores of this kind order networks unreliably on medical
 images (Chaves et al., arXiv 2308.07444), so that what is recommended rests on what was measured, not on them.
@@ -22,6 +24,7 @@ from medtl.records import AnyArray, FloatArray, IntArray
 
 _MOST_ROUNDS = 100  # of LogME's fixed point; it settles in about ten
 _SETTLED = 1e-8  # relative change
+_DESCRIBED = 32  # pictures at once
 _NO_NOISE = 1e-12  # of the targets' square: what counts as a perfect fit
 
 
@@ -63,6 +66,38 @@ def features_of(
     kept = store.entry(key, shape, dtype, cache.chunk_rows(batch_size))
     cache.fill(trunk, images, CLEAN, {boundary: kept}, (0, 1), "features")
     return np.array(kept.array)
+
+
+def describe(network: StagedNetwork, pictures: AnyArray, device: torch.device) -> FloatArray:
+    """Describe pictures by what a trunk makes of them: two levels, each averaged over space, of length one, (n, d).
+
+    The levels are what the last stage hands on, and the last before it that still has places or tokens to average over.
+    The network is moved to the device and stays in evaluation mode. Thirty-two pictures are computed at once.
+
+    Args:
+        pictures: (n, rows, columns, channels), uint8, of a size that the network takes.
+    """
+    network.to(device, memory_format=network.memory_format).eval()  # type: ignore[call-overload]
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(pictures), _DESCRIBED):
+            x = network.normalise(cache.to_images(pictures[start : start + _DESCRIBED], device))
+            levels = [x, x]
+            for number in range(len(network.stages) - 1):
+                x = network.run(x, number, number + 1)
+                levels = [levels[1] if levels[1].ndim > 2 else levels[0], x]
+            found.append(torch.cat([nn.functional.normalize(_over_space(level), dim=1) for level in levels], 1))
+    made: FloatArray = torch.cat(found).float().cpu().numpy()
+    return made
+
+
+def _over_space(x: Tensor) -> Tensor:
+    """Average over tokens, (n, tokens, c), or over the two sides that are equal: channels may come first or last."""
+    if x.ndim == 2:
+        return x
+    if x.ndim == 3:
+        return x.mean(1)
+    return x.mean((2, 3) if x.shape[2] == x.shape[3] else (1, 2))
 
 
 def seconds_per_image(

@@ -319,5 +319,7 @@ def proof_table(facts: Facts) -> Table:
         studies = proof.checked.get(kind)
         found = sum(leak.count for leak in proof.leaks if leak.kind == kind)
         how = DASH if studies is None else f"{studies:,}"
+        if kind == "near":
+            asked += ", by pixels alone" if proof.by_features is None else ", by pixels and by a network's features"
         rows.append((asked, how, DASH if studies is None else f"{found:,}"))
     return Table("On two sides of the split", ("Looked for", "In studies", "Found"), tuple(rows), frozenset({1, 2}))

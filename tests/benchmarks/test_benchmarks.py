@@ -14,7 +14,7 @@ import pytest
 BENCHMARKS = sorted(
     path
     for path in (Path(__file__).parents[2] / "benchmarks").glob("*.py")
-    if not path.stem.endswith("_peers") and path.stem not in ("nnunet", "pretraining", "results", "views")
+    if not path.stem.endswith("_peers") and path.stem not in ("leaks", "nnunet", "pretraining", "results", "views")
 )
 
 

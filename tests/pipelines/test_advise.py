@@ -12,11 +12,12 @@ from cyclopts import App
 from safetensors.torch import save_file
 
 from medtl.audit import AuditLog
+from medtl.config import parse_config
 from medtl.errors import ConfigError, PlanError, WeightsError
 from medtl.model.surgery import source_network
 from medtl.model.vault import Vault, read_weights
 from medtl.records import Split
-from pipelines.advise import advise
+from pipelines.advise import advise, to_split
 
 NAME = "monai_resnet10_narrow"
 Advise = Callable[..., Any]
@@ -80,6 +81,15 @@ def test_the_test_part_is_not_opened(tmp_path: Path, said: Advise) -> None:
     opened = trail.events() if trail.path.exists() else []
     assert "test.opened" not in [event["action"] for event in opened]
     assert not kept(tmp_path / "workspace", "predictions")
+
+
+def test_weights_are_not_fetched_for_the_split_alone(tmp_path: Path, weights: Path) -> None:
+    config = parse_config({"name": "advice", "workspace": str(tmp_path / "w"), "scans": {"source": str(tmp_path)}})
+    assert not to_split(config).dataset.split.near_in_features
+    here = parse_config(
+        config.model_dump(mode="json"), overrides=[f"model.backbone={NAME}", f"model.weights={weights}"]
+    )
+    assert to_split(here) == here
 
 
 def test_another_backbone_is_all_that_is_measured_anew(tmp_path: Path, said: Advise, weights: Path) -> None:

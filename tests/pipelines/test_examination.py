@@ -29,7 +29,7 @@ def test_the_features_of_all_parts_are_compared_across_them_without_another_look
     config = load_config(config_file, ["model.phases=features", "studies.labels.attributes=[view]"])
     scans = steps.ingest_scans(config)
     cohort = steps.build_cohort(config, scans)
-    split = steps.split_by_patient(config, cohort)
+    split = steps.split_by_patient(config, scans, cohort)
     plan = steps.make_plan(config, scans, cohort, split)
     prepared = Prepared(scans, cohort, split, plan, steps.pack_images(config, scans, cohort, plan))
     shared = (cohort, split, plan, prepared.pack)

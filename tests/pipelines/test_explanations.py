@@ -143,7 +143,7 @@ def measured(folder: Path, backbone: str, plan: str, box: str) -> Drawn:
     config = load_config(folder / "drawn.yaml")
     scans = steps.ingest_scans(config)
     cohort = steps.build_cohort(config, scans)
-    split = steps.split_by_patient(config, cohort)
+    split = steps.split_by_patient(config, scans, cohort)
     artifact = steps.make_plan(config, scans, cohort, split)
     prepared = Prepared(scans, cohort, split, artifact, steps.pack_images(config, scans, cohort, artifact))
     checkpoint = steps.fit_in_phases(config, cohort, split, artifact, prepared.pack, False)

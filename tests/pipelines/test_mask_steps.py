@@ -47,7 +47,7 @@ def config_of(folder: Path, structures: dict[str, int], **more: Any) -> Config:
 def prepared(config: Config) -> tuple[Artifact, Artifact, Artifact]:
     scans = steps.ingest_scans(config)
     cohort = steps.build_cohort(config, scans)
-    return scans, cohort, steps.split_by_patient(config, cohort)
+    return scans, cohort, steps.split_by_patient(config, scans, cohort)
 
 
 def test_other_structures_are_another_plan_though_the_split_is_the_same(tmp_path: Path) -> None:

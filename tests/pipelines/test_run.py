@@ -45,6 +45,8 @@ def test_a_run_gives_what_it_promises_and_the_second_does_nothing(config_file: P
     page = Path(first["report"]).read_text()
     assert f"{auroc['value']:.3f}" in page
     assert "Content-Security-Policy" in page
+    assert "<b>24 patients</b>" in page.partition("Scans decoded")[2].partition("</div>")[0]
+    assert "Rows × columns: 32 × 32" in page
 
     before = files_of(tmp_path / "workspace" / "artifacts")
     code, second, log = medtl("run", config_file)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
+import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +18,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from medtl.config import Config, SplitConfig, parse_config
 from medtl.dataset.io import read_split
@@ -37,7 +43,8 @@ from medtl.dataset.leaks import (
     require_clean,
 )
 from medtl.dataset.split import split_cohort
-from medtl.errors import SplitError
+from medtl.errors import SplitError, StorageError, WeightsError
+from medtl.model.surgery import source_network
 from medtl.records import AnyArray, CleanProof, Cohort, Scan, Split, Study
 from pipelines import steps
 
@@ -195,6 +202,13 @@ def hospital(folder: Path, plant: str) -> Config:
         pictures["47.png"] = pictures["3.png"]
     elif plant == "near duplicate":
         pictures["47.png"] = turned(recast(pictures["3.png"]), 5)
+    elif plant == "turned by some degrees":  # each picture has a colour, or a network that has learned nothing is lost
+        colours = np.random.default_rng(5).uniform(0.3, 1, (48, 3))
+        pictures = {f"{n}.png": (picture(n)[..., None] * colours[n]).astype(np.uint8) for n in range(48)}
+        matrix = cv2.getRotationMatrix2D((56, 48), 7, 1)
+        pictures["47.png"] = np.asarray(
+            cv2.warpAffine(pictures["3.png"], matrix, (112, 96), borderMode=cv2.BORDER_REFLECT_101)
+        )
     elif plant == "two studies":
         rows[47]["patient"] = rows[3]["patient"]
     elif plant == "same lesion":
@@ -205,15 +219,20 @@ def hospital(folder: Path, plant: str) -> Config:
         writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    place = {"workspace": str(folder / "workspace"), "studies": {"labels": {"groups": ["lesion", "source"]}}}
+    place = {
+        "model": {"weights": "none"},
+        "workspace": str(folder / "workspace"),
+        "studies": {"labels": {"groups": ["lesion", "source"]}},
+    }
     scans = {"source": str(folder / "scans"), "key_file": str(folder / "key")}
     return parse_config({"name": "hospital", "scans": scans, **place})
 
 
 def split_of(config: Config, *overrides: str) -> tuple[Split, CleanProof]:
     changed = parse_config(config.model_dump(mode="json"), overrides=overrides)
-    cohort = steps.build_cohort(changed, steps.ingest_scans(changed))
-    split = steps.split_by_patient(changed, cohort)
+    scans = steps.ingest_scans(changed)
+    cohort = steps.build_cohort(changed, scans)
+    split = steps.split_by_patient(changed, scans, cohort)
     return read_split(split.path), steps.prove_again(changed, cohort, split)
 
 
@@ -224,6 +243,67 @@ PLANTED = {
     "two studies": "1 patient",
     "same lesion": "1 group (studies.labels.groups)",
 }
+
+
+def encoder(folder: Path) -> list[str]:
+    """Write weights of a small network, as they are drawn, and give the settings that start from them."""
+    torch.manual_seed(0)
+    save_file(source_network("monai_resnet10_narrow", 128).state_dict(), folder / "drawn.safetensors")
+    return ["model.backbone=monai_resnet10_narrow", f"model.weights={folder / 'drawn.safetensors'}", "model.threads=1"]
+
+
+def test_a_copy_turned_by_some_degrees_is_refused_by_the_features_of_the_pretrained_network(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, weights = hospital(tmp_path, "turned by some degrees"), encoder(tmp_path)
+    split, proof = split_of(config, *weights)
+    assert max(Counter(split.groups.values()).values()) == 2 and proof.clean
+    assert proof.by_features is not None and (proof.pairs, proof.by_features.pairs) == (1, 1)
+    said = "1 pair of nearly the same image in both 'train' and 'test'"
+    with pytest.raises(SplitError, match=rf"leaks: {re.escape(said)}\. .*allow_leaky_split=true") as refused:
+        split_of(config, GIVEN, *weights)
+    assert "47" not in str(refused.value) and "p-" not in str(refused.value)
+    split, proof = split_of(config, GIVEN, ALLOWED, *weights)
+    assert proof.leaks == split.leaks and not proof.clean
+    assert f"THE SPLIT LEAKS (allow_leaky_split): {said}" in caplog.text
+
+    for without, why in (
+        ("dataset.split.near_in_features=false", "near_in_features is off"),
+        ("model.weights=none", "no network of two dimensions with weights"),
+    ):
+        split, proof = split_of(config, GIVEN, *weights, without)
+        assert not split.leaks and proof.by_features is None and why in proof.notes[-1]
+
+
+def test_the_second_proof_is_by_the_network_of_the_split_whichever_model_is_tested(tmp_path: Path) -> None:
+    config, weights = hospital(tmp_path, "turned by some degrees"), encoder(tmp_path)
+    changed = parse_config(config.model_dump(mode="json"), overrides=[GIVEN, ALLOWED, *weights])
+    scans = steps.ingest_scans(changed)
+    cohort = steps.build_cohort(changed, scans)
+    split = steps.split_by_patient(changed, scans, cohort)
+    scratch = changed.model_copy(update={"model": changed.model.model_copy(update={"weights": "none"})})
+    assert [leak.count for leak in steps.prove_again(scratch, cohort, split).leaks] == [1]
+    assert steps.split_by_patient(changed, scans, cohort).reused
+    (tmp_path / "config.yaml").write_text(json.dumps(changed.model_dump(mode="json")))
+    code = (
+        "import sys; from pathlib import Path; from medtl.config import load_config; from pipelines import steps; "
+        "config = load_config(Path(sys.argv[1])); scans = steps.ingest_scans(config); "
+        "cohort = steps.build_cohort(config, scans); "
+        "print(steps.split_by_patient(config, scans, cohort).reused, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "config.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]  # what is there is found without waking torch
+    shutil.rmtree(tmp_path / "workspace" / "artifacts" / "lookalikes")
+    with pytest.raises(StorageError, match="features of the images are gone"):
+        steps.prove_again(changed, cohort, split)
+
+
+def test_weights_that_are_not_there_stop_the_split_as_they_stop_training(tmp_path: Path) -> None:
+    config = hospital(tmp_path, "")
+    for weights, message in (("imagenet", "model.fetch is false"), ("vault:gone", "holds no 'gone'")):
+        with pytest.raises(WeightsError, match=message):
+            split_of(config, f"model.weights={weights}", "model.fetch=false")
 
 
 @pytest.mark.parametrize("plant", PLANTED)

@@ -234,6 +234,23 @@ def test_pictures_in_colour_are_cropped_and_turned(patches_of: Made) -> None:
     assert torch.isfinite(images).all()
 
 
+def test_the_channels_of_a_picture_change_each_by_itself_and_those_of_slices_do_not(patches_of: Made) -> None:
+    rng = np.random.default_rng(0)
+    image, codes = rng.random((3, 16, 16)).astype(np.float32), np.ones((16, 16), np.uint8)
+    coloured = STILL.model_copy(update={"colour": 0.3, "warped": 0.0})
+    more: Any = {"dimensions": 2, "axis": None, "channels": 3, "patch": (16, 16), "spacing_mm": None}
+    shown = patches_of([(image, codes)], coloured, **more).step(0, 0, 0)[0][0].numpy()
+    fits = [np.polyfit(before.ravel(), after.ravel(), 1) for before, after in zip(image, shown, strict=True)]
+    assert all(np.allclose(np.polyval(f, b), a, atol=2e-3) for f, b, a in zip(fits, image, shown, strict=True))
+    gains = [float(gain) for gain, _ in fits]
+    assert len({round(gain, 2) for gain in gains}) == 3 and all(np.exp(-0.31) < gain < np.exp(0.31) for gain in gains)
+
+    more = {"dimensions": 2, "neighbours": 1, "channels": 3, "patch": (16, 16)}
+    slices, codes = rng.random((1, 6, 16, 16)).astype(np.float32), np.ones((6, 16, 16), np.uint8)
+    patches = patches_of([(slices, codes)], coloured, **more)
+    assert torch.equal(patches.step(0, 0, 0)[0], patches.step(0, 0, 0, augmented=False)[0])
+
+
 def test_blurring_is_a_gaussian() -> None:
     image = np.random.default_rng(0).normal(size=(2, 12, 14, 16)).astype(np.float32)
     wanted = np.stack([ndimage.gaussian_filter(one, 1.0, mode="nearest", truncate=3) for one in image])

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from medtl.config import PhaseConfig
 from medtl.errors import ConfigError
 from medtl.model.backbones import BACKBONES, Backbone
+from medtl.model.features import describe
 from medtl.model.phases import frozen_digests, parameter_groups, set_learning
 from medtl.model.surgery import StagedNetwork, backbone, boundary_shapes, cut, source_network, trunk_keys
 
@@ -95,6 +97,21 @@ def test_every_boundary_can_be_stopped_at(built: Built) -> None:
             assert stage == "head" or tuple(handed_on.shape[1:]) == shapes[boundary - 1]
             assert torch.equal(network.run(handed_on, boundary), whole)
         assert torch.equal(network(images, len(shapes)), whole)
+
+
+def test_pictures_are_described_by_two_levels_of_any_flat_row(built: Built) -> None:
+    if built.row.dimensions == 3:
+        pytest.skip("pictures are flat")
+    pictures = np.random.default_rng(0).integers(0, 256, (2, built.size, built.size, 3), dtype=np.uint8)
+    network = copy.deepcopy(built.network).train()
+    found = describe(network, pictures, torch.device("cpu"))
+    before = [shape for shape in boundary_shapes(network, built.size)[:-1] if len(shape) > 1][-1]
+    width = before[0] if len(before) == 3 and before[1] == before[2] else before[-1]  # transformers: channels are last
+    assert found.shape == (2, width + built.row.features)
+    with torch.no_grad():
+        images = network.normalise(torch.from_numpy(pictures / np.float32(255)).movedim(-1, 1))
+        last = network.run(images, 0, len(built.row.stages))
+    assert found[:, width:] == pytest.approx(nn.functional.normalize(last, dim=1).numpy(), abs=1e-4)
 
 
 def test_each_boundary_leaves_exactly_its_stages_to_learn(built: Built) -> None:

@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 from torch import nn
 
 from medtl.model import cache
-from medtl.model.features import features_of, gaussian_distances, logme, seconds_per_image, source_distance
+from medtl.model.features import describe, features_of, gaussian_distances, logme, seconds_per_image, source_distance
 from medtl.model.io import FolderActivations, build_network
 from medtl.model.surgery import HEAD, StagedNetwork
 
@@ -39,6 +39,18 @@ def test_features_are_what_enters_the_head(tmp_path: Path) -> None:
         direct = net.run(images, 0, len(net.stages) - 1)
     assert found.dtype == np.float32
     assert found == pytest.approx(direct.numpy(), abs=1e-5)
+
+
+def test_a_picture_is_described_by_the_means_of_two_levels_whoever_is_beside_it() -> None:
+    net = network().train()
+    pictures = np.random.default_rng(1).integers(0, 256, (35, 24, 24, 1), dtype=np.uint8)
+    found = describe(net, pictures, CPU)
+    assert found == pytest.approx(np.vstack([describe(net, one[None], CPU) for one in pictures]), abs=1e-5)
+    assert describe(net, pictures, CPU).tobytes() == found.tobytes()
+    with torch.no_grad():
+        x = net.normalise(cache.to_images(pictures, CPU))
+        levels = [net.run(x, 0, 4).mean((2, 3)).numpy(), net.run(x, 0, 5).numpy()]
+    assert found == pytest.approx(np.hstack([v / np.linalg.norm(v, axis=1, keepdims=True) for v in levels]), abs=1e-5)
 
 
 def test_a_second_call_runs_the_trunk_on_nothing_but_one_image(tmp_path: Path) -> None:

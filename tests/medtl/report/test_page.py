@@ -17,6 +17,7 @@ from medtl.errors import StorageError
 from medtl.records import (
     Comparison,
     Exclusion,
+    FeaturePairs,
     GateCheck,
     Score,
 )
@@ -331,3 +332,11 @@ def test_a_folder_that_cannot_be_written_says_what_to_try(tmp_path, make_facts):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="Name another folder"):
         write_report(tmp_path / "file", make_facts())
+
+
+def test_the_split_says_how_look_alikes_were_looked_for_and_what_could_not_be(make_facts):
+    facts = make_facts()
+    assert "Nearly the same picture, by pixels alone" in Reader(render(facts)).text
+    proof = replace(facts.proof, by_features=FeaturePairs(2, 0.01, 0.97), notes=("3 images are too plain.",))
+    text = Reader(render(replace(facts, proof=proof))).text
+    assert "by pixels and by a network's features" in text and "3 images are too plain." in text
