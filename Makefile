@@ -27,11 +27,12 @@ $(READY): requirements-dev.lock
 demo: $(READY)   ## write a small hospital, train on it, name the report
 	@$(BIN)/medtl demo
 
-# Rooms two at a time with one thread each, then what starts servers, one after the other. 5: no test of that kind was asked for.
+# Two at a time with one thread each: first rooms, then what starts servers. 5: no test of that kind was asked for.
 TESTS := $(PREFECT_OFF) $(BIN)/python -m pytest -m "not data and not services and not browser" --cov
 test: $(READY)   ## every test that needs nothing but this folder
 	@OMP_NUM_THREADS=1 $(TESTS) --ignore=tests/pipelines -n 2 --dist loadfile --cov-report= $(ARGS) || [ $$? = 5 ]
-	@$(TESTS) --cov-append --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) tests/pipelines $(ARGS) || [ $$? = 5 ]
+	@OMP_NUM_THREADS=1 $(TESTS) -n 2 --dist loadfile --cov-append --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) \
+	  tests/pipelines $(ARGS) || [ $$? = 5 ]
 
 test-data: $(READY) ## the tests on real scans (DATA=folder that holds data/ and weights/)
 	@MEDTL_TEST_DATA=$(abspath $(DATA)) $(PREFECT_OFF) $(BIN)/python -m pytest -m data $(ARGS)

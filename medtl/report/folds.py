@@ -85,7 +85,7 @@ def _pooled(evaluation: Evaluation) -> Table:
 
 def _folds(evaluation: Evaluation, design: Design) -> Table:
     what = "Site left out" if design.by == "site" else "Fold"
-    shown = [name for name in _SHOWN if name in evaluation.metrics]
+    shown = [name for name in _SHOWN if any(one.values.get(name) is not None for one in evaluation.folds)]
     head = (what, "Studies", "Patients", *(metric_name(name) for name in shown))
     rows = tuple(
         (_name(one), f"{one.n:,}", f"{one.patients:,}", *(number(one.values.get(name)) for name in shown))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,18 @@ def write_study(folder: Path, patients: int = 24, seed: int = 0) -> Path:
             rows.append(f"{name},{'bright' if bright else 'dark'},patient-{patient}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def core_of_its_own() -> None:
+    """Keep each of pytest-xdist's workers, and the commands that it starts, to one core.
+
+    A network of two threads beside another process is many times slower than one of one thread.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture
