@@ -753,6 +753,11 @@ class ReportConfig(Section):
     title: str | None = None
     intended_use: str | None = None
     limits: tuple[str, ...] = ()
+    learning_curve: int = Field(
+        0, ge=0, le=8,
+        description="so many times, train again on a half, a quarter, ... of the training part's patients and draw "
+        "what validation makes of each; together they cost about one more training",
+    )  # fmt: skip
 
 
 class GateConfig(Section):

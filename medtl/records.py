@@ -617,6 +617,23 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """What one way of training makes of so many patients, on the validation part."""
+
+    patients: int  # it learned from
+    studies: int
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class LearningCurve:
+    """One model and the same training on fewer of its patients; a smaller set lies within every larger one."""
+
+    points: tuple[CurvePoint, ...]  # from few patients to all
+    note: str = ""  # why there are fewer points than were asked for
+
+
+@dataclass(frozen=True, slots=True)
 class Calibrator:
     """How a model's probabilities are made to come true: plain numbers, fitted on validation.
 

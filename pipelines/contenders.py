@@ -20,7 +20,7 @@ from pipelines.steps import seconds_of
 
 OWN = "config"  # the phases that the config itself lists
 _SIZES = 5  # of a learning curve, each twice the one before
-_FEWEST = 4  # patients
+FEWEST = 4  # patients that anything is trained on
 
 
 def with_strategy(config: Config, strategy: str) -> Config:
@@ -40,10 +40,10 @@ def with_strategy(config: Config, strategy: str) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update=changed)})
 
 
-def curve_sizes(patients: int) -> list[int]:
+def curve_sizes(patients: int, count: int = _SIZES, fewest: int = FEWEST) -> list[int]:
     """Give the sizes of a learning curve: all patients, and half as many each time."""
     sizes = [patients]
-    while len(sizes) < _SIZES and sizes[0] // 2 >= _FEWEST:
+    while len(sizes) < count and sizes[0] // 2 >= fewest:
         sizes.insert(0, sizes[0] // 2)
     return sizes
 

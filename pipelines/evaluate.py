@@ -7,7 +7,7 @@ from prefect import flow
 
 from medtl.config import Config
 from medtl.records import Artifact
-from pipelines import results, tasks
+from pipelines import growth, results, tasks
 from pipelines.prepared import Prepared, Segmented, Trained
 from pipelines.trail import recorded
 from pipelines.train import fit, prepare
@@ -42,6 +42,25 @@ async def measure_masks(config: Config, prepared: Prepared, purpose: str = "mode
     val = await tasks.predict_masks(config, prepared, checkpoint, "val")
     test = await tasks.predict_masks(config, prepared, checkpoint, "test", purpose)
     return Segmented(checkpoint, val, test, await tasks.evaluate_masks(config, prepared, val, test))
+
+
+async def learning_curve(config: Config, prepared: Prepared, checkpoint: Artifact) -> Artifact | None:
+    """Do the model's training again on fewer patients, as often as asked for; the test part stays closed."""
+    if not config.report.learning_curve:
+        return None
+    sizes, found = growth.sizes_of(config, prepared), []
+    for size in sizes.patients[:-1]:
+        split = await tasks.take_patients(config, prepared.cohort, prepared.split, size)
+        fewer = replace(prepared, split=split)
+        found.append(growth.Grown(split, await _validated(config, fewer, await fit(config, fewer))))
+    found.append(growth.Grown(prepared.split, await _validated(config, prepared, checkpoint)))
+    return await tasks.draw_learning_curve(config, prepared, found, sizes.note)
+
+
+async def _validated(config: Config, prepared: Prepared, checkpoint: Artifact) -> Artifact:
+    if config.segments:
+        return await tasks.predict_masks(config, prepared, checkpoint, "val")
+    return await tasks.predict_part(config, checkpoint, prepared.cohort, prepared.split, prepared.pack, "val")
 
 
 @flow(name="evaluate")

@@ -57,6 +57,7 @@ def write_folds(
     config: Config, cohort: Artifact, pooled: Artifact, found: list[Tested], comparison: Artifact | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Write the page about the folds, and its figures for machines beside it."""
+    from medtl.dataset.io import read_grid
     from medtl.evaluation.io import read_comparison, read_evaluation
     from medtl.model.io import read_checkpoint
     from medtl.report.folds import Design, render
@@ -73,6 +74,7 @@ def write_folds(
         patients_known=known.patients_known,
         limits=config.report.limits,
         comparison=read_comparison(comparison.path) if comparison else None,
+        unit="pixels" if config.segments and read_grid(found[0].prepared.plan.path).axis is None else "mm",
     )
     figures: dict[str, Any] = {
         "name": config.name,

@@ -30,6 +30,7 @@ class Trained:
     evaluation: Artifact
     examination: Artifact | None = None  # of the model that may become a release
     explanations: Artifact | None = None  # likewise
+    growth: Artifact | None = None  # likewise: its learning curve, where one was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +41,4 @@ class Segmented:
     val: Artifact  # predicted masks, before cleaning
     test: Artifact
     evaluation: Artifact  # with what each mask measured, and how masks are cleaned
+    growth: Artifact | None = None  # the learning curve of the one that may become a release, where asked for

@@ -100,7 +100,7 @@ def run_key(config: Config, inputs: Inputs) -> str:
     settings["model"].pop("weights")
     threads = threads_for(config.model, 1)
     own = ("steps.py", "examination.py", "explanations.py", "training.py", "results.py", "run.py", "incumbent.py",
-           "segmenting.py")  # fmt: skip
+           "segmenting.py", "contenders.py", "growth.py")  # fmt: skip
     code = [code_digest(*rooms), *(file_digest(Path(__file__).parent / name) for name in own)]
     extras = [find_spec(name) is not None for name in EXTRAS]
     return digest_of([asdict(inputs), settings, threads, code, versions(*LIBRARIES), extras, _live(config)])
@@ -309,9 +309,10 @@ def artifacts_of(
     for model in models:
         if isinstance(model, Segmented):
             found += [model.checkpoint, model.val, model.test, model.evaluation]
+            found += [model.growth] if model.growth else []
             continue
         found += [model.checkpoint, model.calibrator, model.val, model.test, model.evaluation]
-        found += [one for one in (model.examination, model.explanations) if one is not None]
+        found += [one for one in (model.examination, model.explanations, model.growth) if one is not None]
     return tuple(found + ([comparison] if comparison else []))
 
 

@@ -5,13 +5,14 @@ own, where it cannot resolve their names, and the run would fail without a word.
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from prefect import flow
 
 from medtl.config import Config
 from pipelines import results, tasks
-from pipelines.evaluate import measure, measure_masks
+from pipelines.evaluate import learning_curve, measure, measure_masks
 from pipelines.prepared import Prepared
 from pipelines.trail import recorded
 from pipelines.train import prepare
@@ -31,6 +32,7 @@ async def run(config: Config) -> dict[str, Any]:
     if config.segments:
         return await _segment(config, prepared, key, started)
     trained = await measure(config, prepared)
+    trained = replace(trained, growth=await learning_curve(config, prepared, trained.checkpoint))
     scratch = await measure(config, prepared, scratch=True) if config.model.scratch else None
     comparison = None
     if scratch:
@@ -50,6 +52,7 @@ async def run(config: Config) -> dict[str, Any]:
 async def _segment(config: Config, prepared: Prepared, key: str, started: float) -> dict[str, Any]:
     """Go the second half of the way for a segmentation."""
     segmented = await measure_masks(config, prepared)
+    segmented = replace(segmented, growth=await learning_curve(config, prepared, segmented.checkpoint))
     scratch = await measure_masks(config, prepared, "reference", scratch=True) if config.model.scratch else None
     comparison = await tasks.compare_masks(config, [segmented], [scratch]) if scratch else None
     artifact, release = await tasks.release_masks(config, prepared, segmented)

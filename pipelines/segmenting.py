@@ -522,13 +522,13 @@ def pool_mask_folds(config: Config, cohort: Artifact, found: Sequence[Tested]) -
 
     def build(folder: Path) -> None:
         results = {one.name: io.read_mask_results(one.trained.evaluation.path) for one in found}
-        ranks: dict[str, list[PixelRanks]] = {}
+        ranks: dict[str, Mapping[str, Sequence[PixelRanks]]] = {}
         unit: Literal["mm", "pixels"] = "mm"
         for one in found:
             material = Masks(config, one.prepared)
             unit = material.unit
-            for name, some in (material.pixels(one.trained.test) or {}).items():
-                ranks.setdefault(name, []).extend(some)
+            if (counted := material.pixels(one.trained.test)) is not None:
+                ranks[one.name] = counted
         io.write_evaluation(folder, masks.pool_masks(results, config.evaluation, config.seed, unit, ranks or None))
 
     return AuditedStore(config.workspace).make("evaluation", inputs, build)
@@ -604,6 +604,7 @@ def report_masks(
         **steps.shown_by(config, prepared, facts),
         "test": segmented.test.digest,
         "comparison": comparison.digest if comparison else None,
+        "growth": segmented.growth.digest if segmented.growth else None,
         "viewer": viewer_digest() if material.plan.axis is not None else None,
     }
     measured = steps.first_measured(config, inputs, resources)

@@ -947,6 +947,7 @@ def write_report(
         "comparison": comparison.digest if comparison else None,
         "scratch": scratch.checkpoint.digest if scratch else None,
         "beside": asdict(beside) if beside else None,
+        "growth": trained.growth.digest if trained.growth else None,
         "explanations": trained.explanations.digest if trained.explanations else None,
     }
     facts = replace(facts, resources=first_measured(config, inputs, resources))
@@ -971,7 +972,7 @@ def first_measured(config: Config, inputs: Mapping[str, Any], resources: Mapping
 def known_facts(config: Config, prepared: Prepared, trained: Trained | Segmented, release: Release) -> dict[str, Any]:
     """Collect what a page says of any model, as fields of :class:`medtl.report.facts.Facts`."""
     from medtl.dataset.io import read_split
-    from medtl.evaluation.io import read_evaluation
+    from medtl.evaluation.io import read_evaluation, read_learning_curve
     from medtl.model.io import read_checkpoint
     from medtl.report.acquired import acquisitions, count_patients
     from medtl.scans.intake import read_exclusions, read_scans
@@ -998,6 +999,7 @@ def known_facts(config: Config, prepared: Prepared, trained: Trained | Segmented
         "release_id": release.release_id,
         "provenance": release.provenance,
         "test_openings": test_openings(config, prepared.split),
+        "growth": read_learning_curve(trained.growth.path) if trained.growth else None,
     }
 
 

@@ -24,6 +24,7 @@ from pipelines import (
     contenders,
     examination,
     explanations,
+    growth,
     incumbent,
     pooling,
     segmenting,
@@ -107,6 +108,7 @@ write_report = _task(steps.write_report)
 validate_elsewhere = _task(validation.validate_elsewhere)
 apply_release = _task(apply.apply_release)
 take_patients = _task(contenders.take_patients)
+draw_learning_curve = _task(growth.draw_learning_curve)
 add_to_vault = _task(steps.add_to_vault)
 gather_cohort = _task(unlabelled.gather_cohort)
 hold_out = _task(unlabelled.hold_out)

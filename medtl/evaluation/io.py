@@ -11,6 +11,7 @@ from medtl.records import (
     Comparison,
     ComponentChoice,
     Evaluation,
+    LearningCurve,
     MaskQuality,
     MaskResult,
     NoveltyRule,
@@ -21,6 +22,7 @@ EVALUATION, COMPARISON, STUDIES = "evaluation.json", "comparison.json", "studies
 TARGETS, PROBABILITIES = "targets.npy", "probabilities.npy"
 NOVELTY = "novelty.json"
 MASKS, COMPONENTS, QUALITY = "masks.json", "components.json", "quality.json"
+CURVE = "learning_curve.json"
 _NOVELTY_ARRAYS = ("scale", "centres", "whitening", "middle", "background", "references")
 
 
@@ -140,3 +142,17 @@ def read_quality(folder: Path) -> MaskQuality:
         StorageError: the file is missing or is not what was written.
     """
     return read_record(folder / QUALITY, MaskQuality)
+
+
+def write_learning_curve(folder: Path, curve: LearningCurve) -> None:
+    """Write a learning curve."""
+    write_record(folder / CURVE, curve)
+
+
+def read_learning_curve(folder: Path) -> LearningCurve:
+    """Read a learning curve.
+
+    Raises:
+        StorageError: the file is missing or is not what was written.
+    """
+    return read_record(folder / CURVE, LearningCurve)

@@ -26,7 +26,7 @@ from medtl.errors import SplitError
 from medtl.evaluation.bounds import RATIO, SHARE, Scale
 from medtl.evaluation.comparison import judge
 from medtl.evaluation.overlap import MASK_METRICS, BoolArray, Overlap, Pair, overlap_of, pairs, summary
-from medtl.evaluation.pixels import PixelRanks, pixel_scores
+from medtl.evaluation.pixels import PixelRanks, pixel_scores, pooled_auroc
 from medtl.evaluation.questions import Question, answers, basis_of, measured
 from medtl.evaluation.surfaces import Surfaces, surfaces_of
 from medtl.evaluation.uncertainty import difference_of, estimate, score_of
@@ -214,9 +214,13 @@ def pool_masks(
     config: EvaluationConfig,
     seed: int,
     unit: Unit = "mm",
-    pixels: Mapping[str, Sequence[PixelRanks]] | None = None,
+    pixels: Mapping[str, Mapping[str, Sequence[PixelRanks]]] | None = None,
 ) -> Evaluation:
     """Assess the test parts of several folds together; each study was segmented by a model that saw nobody of it.
+
+    Args:
+        folds: what each fold's test part gave, by the fold's name.
+        pixels: counted pixels of each image, by fold and structure, where their AUROC is wanted.
 
     Raises:
         SplitError: a patient is tested in two folds, or nothing was measured.
@@ -226,18 +230,25 @@ def pool_masks(
     twice = len(tested) - len(set(tested))
     if twice:
         raise SplitError(f"{twice} patients are tested in two folds. Split by patient.")
-    found = assess_masks([one for results in folds.values() for one in results], config, seed, unit, pixels)
-    parts = tuple(_fold(name, results) for name, results in folds.items() if results)
+    pixels = pixels or {}
+    joined: dict[str, list[PixelRanks]] = {}
+    for of_fold in pixels.values():
+        for label, images in of_fold.items():
+            joined.setdefault(label, []).extend(images)
+    found = assess_masks([one for results in folds.values() for one in results], config, seed, unit, joined)
+    parts = tuple(_fold(name, results, pixels.get(name, {})) for name, results in folds.items() if results)
     note = f"{len(parts)} folds, each tested by a model of its own; the intervals do not hold the luck of training."
     return replace(found, folds=parts, notes=(note, *found.notes))
 
 
-def _fold(name: str, results: Sequence[MaskResult]) -> FoldScores:
+def _fold(name: str, results: Sequence[MaskResult], pixels: Mapping[str, Sequence[PixelRanks]]) -> FoldScores:
     table = _table(results)
     values = {
         metric: _mean_of_known([_mean_of_known([one.values.get(metric) for one in rows]) for rows in table.values()])
         for metric in MASK_METRICS
     }
+    if pixels:
+        values["pixel_auroc"] = _mean_of_known([pooled_auroc(images) for images in pixels.values()])
     return FoldScores(name, 0, len(table), len({one.patient for one in results}), values)
 
 

@@ -89,6 +89,15 @@ def pixel_scores(label: str, images: Sequence[PixelRanks], config: UncertaintyCo
     return score_of("pixel_auroc", label, found, config.level, people), mean
 
 
+def pooled_auroc(images: Sequence[PixelRanks]) -> float | None:
+    """Give the AUROC of the pixels of all images together; ``None`` where one kind of pixel is missing."""
+    if not images:
+        return None
+    sizes = np.array([[one.inside.sum(), one.outside.sum()] for one in images], dtype=np.float64)
+    (area,) = _pooled_auroc(pairs_in_order(images), sizes, np.ones((1, len(images))))
+    return float(area) if np.isfinite(area) else None
+
+
 def pairs_in_order(images: Sequence[PixelRanks]) -> FloatArray:
     """Count for each two images the pairs in which the first's pixel inside is more probable than the other's outside.
 

@@ -26,7 +26,7 @@ from medtl.config import ModelConfig, PhaseConfig
 from medtl.errors import ConfigError, ModelError, StorageError
 from medtl.model import cache, parallel
 from medtl.model.cache import ActivationStore, Images, Precision, Source, Trunk, autocast, to_images
-from medtl.model.heads import Linear, NearestNeighbours, solve
+from medtl.model.heads import BANK, VOTES, Linear, NearestNeighbours, solve
 from medtl.model.losses import class_weights, evaluation_loss, known_labels, loss_sum, mixture
 from medtl.model.phases import (
     frozen_count,
@@ -224,7 +224,7 @@ def fit(
     run = _Run(network, material, config, seed, saver, store, label, units)
     while run.progress.phase < len(run.phases):
         run.phase()
-    network.load_state_dict(run.whole(run.progress.best))
+    run.load(run.whole(run.progress.best))
     network.eval()
     done = run.progress.phases
     kept = max(range(len(done)), key=lambda i: (done[i].kept, i))
@@ -253,6 +253,8 @@ class _Run:
         self.numbers = cache.choose_numbers(config.cache, self.precision)
         network.to(self.device, memory_format=network.memory_format)  # type: ignore[call-overload]
         self.start: State = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+        self.head = network.stages[HEAD]  # as it was built: solved neighbours take its place
+        self.linear = {f"stages.{HEAD}.{name}" for name in self.head.state_dict()}
         self.progress = saver.load() or Progress()
         self.units = units or [1.0] * len(self.phases)
         self.saved = time.monotonic()
@@ -263,14 +265,25 @@ class _Run:
 
     def whole(self, part: Mapping[str, Tensor]) -> State:
         """Complete a part of a state from the best phase so far and the network as it was built."""
-        return {**self.start, **self.progress.best, **part}
+        found = {**self.start, **self.progress.best, **part}
+        if BANK in found:  # neighbours took the place of the layer that the network was built with
+            found = {key: value for key, value in found.items() if key not in self.linear}
+        return found
+
+    def load(self, state: State) -> None:
+        """Load a whole state, with the kind of head that it is of."""
+        if BANK in state:
+            put_head(self.network, NearestNeighbours(state[BANK], state[VOTES], 1, self.task == "multilabel"))
+        else:
+            self.network.stages[HEAD] = self.head
+        self.network.load_state_dict(state)
 
     # -- a phase ---------------------------------------------------------------------------------------------------
 
     def phase(self) -> None:
         """Do one phase, or what is left of it."""
         progress, phase = self.progress, self.phases[self.progress.phase]
-        self.network.load_state_dict(self.whole(progress.current))
+        self.load(self.whole(progress.current))
         boundary = set_learning(self.network, phase)
         self.frozen = frozen_digests(self.network, phase)
         if progress.epoch == 0 and progress.step == 0:

@@ -26,6 +26,7 @@ from medtl.records import AnyArray, FloatArray, Task
 Kind = Literal["logistic_regression", "linear_svm", "knn"]
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C, on standardised features
 NEIGHBOURS = (5, 11, 21, 51)
+BANK, VOTES = "stages.head.1.bank", "stages.head.1.votes"  # what a network's state calls them
 _TEMPERATURE = 0.07  # Wu et al., CVPR 2018
 _ABSENT = -30.0  # logit of a class that training never saw
 _FOLDS = 5

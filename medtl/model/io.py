@@ -23,7 +23,7 @@ from medtl.artifacts import file_digest, read_record, storage_errors, write_byte
 from medtl.config import InferenceConfig, ModelConfig
 from medtl.errors import ModelError, WeightsError
 from medtl.model.fit import Progress, put_head
-from medtl.model.heads import NearestNeighbours
+from medtl.model.heads import BANK, VOTES, NearestNeighbours
 from medtl.model.segmenter import SegmenterNetwork
 from medtl.model.segmenter import build as build_segmenter
 from medtl.model.surgery import HEAD, StagedNetwork, cut, source_network
@@ -114,8 +114,7 @@ def read_network(folder: Path) -> StagedNetwork:
         _set_input(network, record.mean, record.std)
     state = read_weights(folder / WEIGHTS)
     if record.head == "knn":
-        bank, votes = state["stages.head.1.bank"], state["stages.head.1.votes"]
-        put_head(network, NearestNeighbours(bank, votes, 1, record.task == "multilabel"))
+        put_head(network, NearestNeighbours(state[BANK], state[VOTES], 1, record.task == "multilabel"))
     network.load_state_dict(state)
     return network.eval()
 

@@ -32,6 +32,7 @@ from medtl.records import (
     Explanations,
     GateCheck,
     GridPlan,
+    LearningCurve,
     Part,
     Plan,
     Predictions,
@@ -98,6 +99,7 @@ class Facts:
     beside: Comparison | None = None  # with the live release, where that was asked for and could be done
     beside_note: str = ""  # why it could not be done; else how many of the test patients taught the live one
     predictions: Predictions | None = None
+    growth: LearningCurve | None = None  # on validation; where it was asked for
     resources: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -433,6 +435,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "examination": _plain(facts.examination),
         "explanations": None if facts.explanations is None else _explanations(facts.explanations),
         "incumbent": _plain(facts.beside),
+        "learning_curve": _plain(facts.growth),
         "histograms": _plain(score_histograms(facts)),
         "provenance": _plain(facts.provenance),
         "resources": _plain(facts.resources),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
 from medtl.records import Checkpoint, Comparison, Curve, Epoch, Evaluation, Score, Subgroup, SubgroupFindings
-from medtl.report.facts import HISTOGRAM_BINS, Histogram
+from medtl.report.facts import HISTOGRAM_BINS, Facts, Histogram
 from medtl.report.words import label_name, label_score, metric_name
 
 FONT = "DejaVu Sans"
@@ -88,6 +88,55 @@ def _mark_kept(axes: Any, checkpoint: Checkpoint, values: Sequence[float]) -> No
         if (epoch.phase, epoch.epoch) in kept:
             axes.plot([index + 1], [values[index]], "o", ms=9, mfc="none", mec=COLOURS[1], mew=1.6, label="kept")
             axes.legend(loc="lower right")
+
+
+def learning_curve(lines: Mapping[str, Sequence[tuple[int, Score]]], name: str, chance: float | None) -> str | None:
+    """Draw a score against the number of training patients, a line and a band for each name.
+
+    ``None`` where no line has two points with an interval.
+
+    Args:
+        lines: name to (patients, score), in any order.
+        name: of the score.
+        chance: its value by chance, drawn as a line; None where there is none.
+    """
+    drawn = {
+        label: sorted(
+            (patients, one.value, one.low, one.high)
+            for patients, one in points
+            if one.value is not None and one.low is not None and one.high is not None
+        )
+        for label, points in lines.items()
+    }
+    if not any(len(points) > 1 for points in drawn.values()):
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for (label, points), colour, marker in zip(drawn.items(), COLOURS, "osD^vP*X", strict=False):
+            sizes, values, lows, highs = zip(*points, strict=True) if points else ((), (), (), ())
+            axes.fill_between(sizes, lows, highs, color=colour, alpha=0.13, lw=0)
+            axes.plot(sizes, values, color=colour, marker=marker, ms=5, label=drawable(label))
+        every = sorted({point[0] for points in drawn.values() for point in points})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(every, [str(size) for size in every])
+        axes.minorticks_off()
+        axes.set(xlabel="Training patients", ylabel=name)
+        if chance is not None:
+            axes.axhline(chance, color=INK, lw=0.8, ls=":")
+        if len(drawn) > 1:
+            axes.legend()
+        return as_svg(figure)
+
+
+def growth(facts: Facts) -> str | None:
+    """Draw the learning curve of a model; ``None`` where there is none, or one point alone."""
+    if facts.growth is None:
+        return None
+    points = [(one.patients, one.score) for one in facts.growth.points]
+    metric = facts.growth.points[-1].score.metric
+    drawn = {"this way of training": points}
+    return learning_curve(drawn, f"{metric_name(metric)} on validation", 0.5 if metric == "auroc" else None)
 
 
 def roc(evaluation: Evaluation) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from medtl.records import Comparison, Evaluation, FoldScores, Score
 from medtl.report.figures import COLOURS, INK, STYLE, as_svg, drawable
 from medtl.report.page import as_data, sealed
 from medtl.report.tables import Table
-from medtl.report.words import interval, metric_name, number
+from medtl.report.words import interval, metric_in, metric_name, number
 
 _SHOWN = ("auroc", "average_precision", "balanced_accuracy", "sensitivity", "specificity", "brier", "dice", "iou",
           "hd95_mm", "assd_mm", "nsd", "pixel_auroc")  # fmt: skip
@@ -31,6 +32,7 @@ class Design:
     patients_known: bool
     limits: Sequence[str] = ()
     comparison: Comparison | None = None  # with the same network from scratch
+    unit: Literal["mm", "pixels"] = "mm"  # of distances
 
 
 def render(evaluation: Evaluation, design: Design) -> str:
@@ -40,7 +42,7 @@ def render(evaluation: Evaluation, design: Design) -> str:
         "folds.html.jinja",
         design=design,
         evaluation=evaluation,
-        pooled=_pooled(evaluation),
+        pooled=_pooled(evaluation, design),
         folds=_folds(evaluation, design),
         drawn=metric_name(headline(evaluation)),
         figure=None if svg is None else as_data(svg),
@@ -77,16 +79,16 @@ def _name(one: FoldScores) -> str:
     return one.fold if not one.repeat else f"{one.fold}, repeat {one.repeat + 1}"
 
 
-def _pooled(evaluation: Evaluation) -> Table:
+def _pooled(evaluation: Evaluation, design: Design) -> Table:
     scores: list[Score] = [evaluation.metrics[name] for name in evaluation.metrics]
-    rows = tuple((metric_name(one.metric), number(one.value), interval(one), one.note) for one in scores)
+    rows = tuple((metric_in(one.metric, design.unit), number(one.value), interval(one), one.note) for one in scores)
     return Table("Mean over folds", ("Metric", "Value", "Interval", "Remark"), rows, frozenset({1, 2}))
 
 
 def _folds(evaluation: Evaluation, design: Design) -> Table:
     what = "Site left out" if design.by == "site" else "Fold"
     shown = [name for name in _SHOWN if any(one.values.get(name) is not None for one in evaluation.folds)]
-    head = (what, "Studies", "Patients", *(metric_name(name) for name in shown))
+    head = (what, "Studies", "Patients", *(metric_in(name, design.unit) for name in shown))
     rows = tuple(
         (_name(one), f"{one.n:,}", f"{one.patients:,}", *(number(one.values.get(name)) for name in shown))
         for one in evaluation.folds

@@ -27,7 +27,16 @@ from medtl.report.facts import as_json as facts_as_json
 from medtl.report.figures import COLOURS, FAINT, INK, MOST_CURVES, STYLE, as_svg, drawable
 from medtl.report.page import as_data, sealed
 from medtl.report.tables import ScoreGroup, Table
-from medtl.report.words import DASH, Headline, compact, find_score, interval, label_score, metric_name, number
+from medtl.report.words import (
+    DASH,
+    Headline,
+    compact,
+    find_score,
+    interval,
+    label_score,
+    metric_in,
+    number,
+)
 
 if TYPE_CHECKING:
     from medtl.report.viewer import Viewed
@@ -126,6 +135,7 @@ def render(facts: MaskFacts) -> str:
     """Write the page; the same facts give the same text."""
     drawn = {
         "training": training_curve(facts),
+        "growth": figures.growth(facts),
         "strip": dice_strip(facts),
         "agreement": volume_agreement(facts),
         "size": dice_by_volume(facts),
@@ -312,8 +322,7 @@ def structure_table(facts: MaskFacts) -> Table:
 
 
 def _named(metric: str, facts: MaskFacts) -> str:
-    name = metric_name(metric).removesuffix(" (lower is better)")
-    return name if facts.unit == "mm" else name.replace(", mm³", ", pixels").replace(", mm", ", pixels")
+    return metric_in(metric, facts.unit).removesuffix(" (lower is better)")
 
 
 def _group(facts: MaskFacts, name: str, metrics: Sequence[str]) -> ScoreGroup | None:

@@ -71,6 +71,7 @@ def _figures(facts: Facts) -> dict[str, str | None]:
     evaluation, examined = facts.evaluation, facts.examination
     drawn = {
         "training": figures.training_curves(facts.checkpoint) if facts.checkpoint.history else None,
+        "growth": figures.growth(facts),
         "roc": figures.roc(evaluation),
         "pr": figures.precision_recall(evaluation),
         "calibration": figures.calibration(evaluation.curves, _before(facts)),

@@ -10,7 +10,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from medtl.records import Score, Trial
-from medtl.report.figures import COLOURS, INK, STYLE, as_svg, drawable
+from medtl.report import figures
+from medtl.report.figures import COLOURS, STYLE, as_svg, drawable
 from medtl.report.page import as_data, sealed
 from medtl.report.tables import Table
 from medtl.report.words import DASH, interval, number
@@ -83,32 +84,10 @@ def forest(trials: Sequence[Trial]) -> str | None:
 
 def learning_curve(curve: Sequence[Trial]) -> str | None:
     """Draw the AUROC against the number of training patients, a line and a band for each strategy."""
-    names = list(dict.fromkeys(t.strategy for t in curve))
-    lines = {
-        name: [
-            (t.patients, float(s.value or 0), float(s.low or 0), float(s.high or 0))
-            for t in curve
-            if t.strategy == name and _has_interval(s := t.scores["auroc"])
-        ]
-        for name in names
-    }
-    if not any(len(points) > 1 for points in lines.values()):
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
-        axes = figure.subplots()
-        for (name, points), colour, marker in zip(lines.items(), COLOURS, "osD^vP*X", strict=False):
-            sizes, values, lows, highs = zip(*sorted(points), strict=True) if points else ((), (), (), ())
-            axes.fill_between(sizes, lows, highs, color=colour, alpha=0.13, lw=0)
-            axes.plot(sizes, values, color=colour, marker=marker, ms=5, label=drawable(name))
-        every = sorted({point[0] for points in lines.values() for point in points})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(every, [str(size) for size in every])
-        axes.minorticks_off()
-        axes.set(xlabel="Training patients", ylabel="AUROC")
-        axes.axhline(0.5, color=INK, lw=0.8, ls=":")
-        axes.legend()
-        return as_svg(figure)
+    lines: dict[str, list[tuple[int, Score]]] = {}
+    for one in curve:
+        lines.setdefault(one.strategy, []).append((one.patients, one.scores["auroc"]))
+    return figures.learning_curve(lines, "AUROC", 0.5)
 
 
 def _has_interval(score: Score) -> bool:

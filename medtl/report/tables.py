@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medtl.records import Checkpoint, Evaluation, LeakKind, Plan, Score
+from medtl.records import Checkpoint, Evaluation, LeakKind, LearningCurve, Plan, Score
 from medtl.report.facts import (
     PART_NAMES,
     Facts,
@@ -24,6 +24,7 @@ from medtl.report.words import (
     HEADLINE_METRICS,
     compact,
     find_score,
+    interval,
     label_name,
     metric_name,
     number,
@@ -148,6 +149,13 @@ def phase_table(checkpoint: Checkpoint) -> Table:
         for phase in checkpoint.phases
     )
     return Table("Phases of unfreezing", head, rows, frozenset({3, 5, 6, 7}))
+
+
+def growth_table(curve: LearningCurve) -> Table:
+    """Tabulate a learning curve."""
+    name = metric_name(curve.points[-1].score.metric)
+    rows = tuple((f"{one.patients:,}", f"{one.studies:,}", interval(one.score)) for one in curve.points)
+    return Table("Fewer training patients, on validation", ("Patients", "Studies", name), rows, frozenset({0, 1}))
 
 
 def _untouched(before: str, after: str) -> str:

@@ -142,6 +142,12 @@ def metric_name(metric: str) -> str:
     return known if metric in METRICS else f"{known}, median"
 
 
+def metric_in(metric: str, unit: Literal["mm", "pixels"]) -> str:
+    """Give a metric's name with the unit that distances are really in: of pictures without a spacing, pixels."""
+    name = metric_name(metric)
+    return name if unit == "mm" else name.replace(", mm³", ", pixels").replace(", mm", ", pixels")
+
+
 def label_name(label: str, classes: tuple[str, ...]) -> str:
     """Give a label's name: a class, or the mean over all of them."""
     if label in classes:

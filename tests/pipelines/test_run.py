@@ -84,6 +84,24 @@ def test_a_run_gives_what_it_promises_and_the_second_does_nothing(config_file: P
     assert "altered" in log
 
 
+def test_a_learning_curve_trains_on_fewer_and_leaves_the_test_part_closed(config_file: Path, tmp_path: Path) -> None:
+    code, summary, log = medtl("run", config_file, "--set", "report.learning_curve=3")
+    assert code == 0, log
+    folder = tmp_path / "workspace"
+    (written,) = (folder / "artifacts" / "report").glob("*/report.json")
+    found = json.loads(written.read_bytes())
+    sizes = [(one["patients"], one["studies"]) for one in found["learning_curve"]["points"]]
+    assert sizes == [(6, 12), (12, 24)]
+    assert found["learning_curve"]["note"] == "Nothing is trained on fewer than 4 patients."
+    assert all(one["score"]["metric"] == "auroc" for one in found["learning_curve"]["points"])
+    assert len(list((folder / "artifacts" / "checkpoint").glob("[0-9a-f]*"))) == 2
+    assert found["split"]["test_openings"] == 1
+    assert [event["action"] for event in AuditLog(folder).events()].count("test.opened") == 1
+    assert "Fewer training patients, on validation" in Path(summary["report"]).read_text()
+    code, again, log = medtl("run", config_file, "--set", "report.learning_curve=3")
+    assert (code, again["reused"]) == (0, True), log
+
+
 def test_a_gate_that_refuses_exits_3_and_keeps_the_report(config_file: Path) -> None:
     gate = "registry.promotion.gate=[{metric: auroc, bound: low, at_least: 1.01}]"
     code, summary, log = medtl(

@@ -104,12 +104,20 @@ def test_the_same_command_again_computes_nothing(finished: tuple[Path, dict[str,
     assert again["reused"] and again["digests"] == summary["digests"]
 
 
-def test_another_title_looks_at_the_test_part_no_second_time(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_neither_another_title_nor_a_learning_curve_looks_at_the_test_part(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
     folder, summary = finished
-    other = medtl("run", folder / "balls.yaml", "--set", "report.title=Two balls")
-    assert other["metrics"] == summary["metrics"] and "Two balls" in Path(other["report"]).read_text()
+    more = ("--set", "report.title=Two balls", "--set", "report.learning_curve=1")
+    other = medtl("run", folder / "balls.yaml", *more)
+    page = Path(other["report"]).read_text()
+    assert other["metrics"] == summary["metrics"] and "Two balls" in page
+    assert "Learning curve: Dice on validation" in page
     actions = [event["action"] for event in AuditLog(folder / "workspace").events()]
-    assert actions.count("test.opened") == 1 and actions.count("masks.made") == 2
+    assert actions.count("test.opened") == 1
+    assert actions.count("masks.made") == 3, (
+        "validation and test of the model, validation of the one with fewer patients"
+    )
 
 
 def test_every_byte_of_it_is_on_the_trail(finished: tuple[Path, dict[str, Any]]) -> None:

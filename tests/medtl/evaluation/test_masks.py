@@ -28,7 +28,7 @@ from medtl.evaluation.masks import (
     telling_masks,
 )
 from medtl.evaluation.overlap import MASK_METRICS
-from medtl.evaluation.pixels import pixel_ranks
+from medtl.evaluation.pixels import PixelRanks, pixel_ranks, pooled_auroc
 from medtl.evaluation.surfaces import measure
 from medtl.records import MaskQuality, MaskResult, Structure
 from medtl.registry.promotion import check
@@ -254,8 +254,29 @@ def test_folds_are_pooled_and_a_patient_is_in_one() -> None:
     found = pool_masks(folds, CONFIG, seed=0)
     assert found.score("dice").value == pytest.approx(0.6)
     assert [one.values["dice"] for one in found.folds] == pytest.approx([0.5, 0.6, 0.7])
+    assert all("pixel_auroc" not in one.values for one in found.folds)
     with pytest.raises(SplitError, match="10 patients"):
         pool_masks(folds | {"again": folds["fold 0"]}, CONFIG, seed=0)
+
+
+def test_pixels_of_pictures_are_ranked_within_each_fold_and_over_all() -> None:
+    rng = np.random.default_rng(5)
+    folds = {f"fold {k}": [result(10 * k + i, 0.5) for i in range(3)] for k in range(2)}
+    pixels: dict[str, dict[str, list[PixelRanks]]] = {}
+    for number, (name, results) in enumerate(folds.items()):
+        some = []
+        for one in results:
+            truth = rng.random(200) < 0.3
+            told = np.clip(rng.random(200) * 0.8 + truth * 0.2 * number, 0, 1)  # the first fold's network knows nothing
+            some.append(pixel_ranks(one.study_id, one.patient, told, truth))
+        pixels[name] = {"a": some}
+    found = pool_masks(folds, CONFIG, seed=0, unit="pixels", pixels=pixels)
+    first, second = (one.values["pixel_auroc"] for one in found.folds)
+    assert first is not None and second is not None
+    assert first == pooled_auroc(pixels["fold 0"]["a"])
+    assert first < 0.6 < second
+    together = found.score("pixel_auroc").value
+    assert together is not None and first < together < second
 
 
 def test_a_better_model_is_superior_and_an_equal_one_is_not() -> None:
@@ -281,15 +302,15 @@ def test_models_of_other_studies_are_not_compared() -> None:
 
 def test_the_largest_part_alone_is_kept_where_validation_is_better_by_it() -> None:
     whole, largest = np.array([[0.8, 0.9], [0.7, np.nan]]), np.array([[0.9, 0.5], [0.7, np.nan]])
-    choices = choose_components(whole, largest, ("liver", "metastases"), MasksConfig())
+    choices = choose_components(whole, largest, ("a", "metastases"), MasksConfig())
     assert [one.keep for one in choices] == ["largest", "all"]
     assert "0.8000 with the largest part alone, 0.7500 with all" in choices[0].reason
     assert choices[1].studies == 1
-    told = choose_components(whole, largest, ("liver", "metastases"), MasksConfig(components="all"))
+    told = choose_components(whole, largest, ("a", "metastases"), MasksConfig(components="all"))
     assert [one.keep for one in told] == ["all", "all"]
-    equal = choose_components(whole, whole, ("liver", "metastases"), MasksConfig())
+    equal = choose_components(whole, whole, ("a", "metastases"), MasksConfig())
     assert [one.keep for one in equal] == ["all", "all"]
-    unseen = choose_components(np.full((2, 1), np.nan), np.full((2, 1), np.nan), ("liver",), MasksConfig())
+    unseen = choose_components(np.full((2, 1), np.nan), np.full((2, 1), np.nan), ("a",), MasksConfig())
     assert (unseen[0].keep, unseen[0].dice_all) == ("all", None)
     assert unseen[0].reason == "no validation study shows the structure"
 
@@ -317,7 +338,7 @@ def test_the_worst_and_the_best_are_shown_and_no_patient_twice() -> None:
 
 def test_what_was_measured_comes_back_from_the_disk(tmp_path: Path) -> None:
     results = case(*codes(3), lesions=True)
-    choices = choose_components(np.array([[0.8]]), np.array([[0.9]]), ("liver",), MasksConfig())
+    choices = choose_components(np.array([[0.8]]), np.array([[0.9]]), ("a",), MasksConfig())
     choices = choose_holes(choices, np.array([[0.9]]), np.array([[0.95]]), MasksConfig())
     quality = MaskQuality("isotonic", "error 0.1", ("entropy",), 0.7, feature=0, knots=((0.1, 0.9), (0.3, 0.6)))
     io.write_mask_results(tmp_path, results)

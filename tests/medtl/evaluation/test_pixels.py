@@ -14,7 +14,14 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from medtl.config import UncertaintyConfig
-from medtl.evaluation.pixels import PixelRanks, _pooled_auroc, pairs_in_order, pixel_ranks, pixel_scores
+from medtl.evaluation.pixels import (
+    PixelRanks,
+    _pooled_auroc,
+    pairs_in_order,
+    pixel_ranks,
+    pixel_scores,
+    pooled_auroc,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SOME = settings(derandomize=True, max_examples=30, deadline=None)
@@ -32,6 +39,13 @@ def drawn(seed: int, count: int, size: int = 90) -> list[tuple[Array, Array]]:
 
 def ranks_of(images: list[tuple[Array, Array]]) -> list[PixelRanks]:
     return [pixel_ranks(f"s{i}", f"p{i}", *one) for i, one in enumerate(images)]
+
+
+def test_several_images_together_have_one_auroc() -> None:
+    images = drawn(3, 4)
+    assert pooled_auroc(ranks_of(images)) == pytest.approx(by_scikit_learn(*images), abs=1e-12)
+    assert pooled_auroc([]) is None
+    assert pooled_auroc(ranks_of([(images[0][0], np.ones(90, bool))])) is None
 
 
 def by_scikit_learn(*images: tuple[Array, Array]) -> float:

@@ -14,6 +14,7 @@ from medtl.dataset.loading import EvaluationBatches, TrainingBatches
 from medtl.errors import ConfigError, ModelError
 from medtl.model import fit
 from medtl.model.fit import Material, Progress
+from medtl.model.heads import BANK, VOTES
 from medtl.model.io import FolderActivations, FolderSaver, build_network
 from medtl.model.phases import (
     learning_rates,
@@ -121,6 +122,32 @@ def test_training_stopped_anywhere_ends_with_the_same_bits(saves: int, tmp_path:
     assert history == whole_history
     assert phases == whole_phases
     assert same(resumed, whole)
+
+
+NEIGHBOURS = PhaseConfig(name="neighbours", unfreeze="head", epochs=1, head="knn", augment=False)
+
+
+@pytest.mark.parametrize("phases", [(NEIGHBOURS,), (HEAD, NEIGHBOURS), (ALL, NEIGHBOURS)])
+def test_neighbours_take_the_place_of_the_head_and_are_written_and_read(
+    phases: tuple[PhaseConfig, ...], tmp_path: Any
+) -> None:
+    done, _, state = train(Memory(), *phases)
+    assert done[-1].kept and done[-1].head == "knn" and done[-1].trainable == ()
+    assert {key for key in state if key.startswith("stages.head.")} == {BANK, VOTES, "stages.head.1.k"}
+    assert state[BANK].shape[0] == 24, "every training image votes"
+    stopped = Memory(stop_after=1 if phases[0] is NEIGHBOURS else 4)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, *phases)
+    assert stopped.progress is not None
+    FolderSaver(tmp_path).save(stopped.progress)
+    assert same(train(FolderSaver(tmp_path), *phases)[2], state)
+
+
+def test_neighbours_that_are_no_better_leave_the_head_that_learned() -> None:
+    data = material(judge=lambda new, old: 0.0)
+    done, _, state = train(Memory(), ALL, NEIGHBOURS, material=data)
+    assert [phase.kept for phase in done] == [True, False]
+    assert same(state, train(Memory(), ALL, material=data)[2])
 
 
 def test_momentum_that_has_not_begun_survives_a_stop(tmp_path: Any) -> None:

@@ -30,6 +30,7 @@ from medtl.records import (
     Comparison,
     ConformalRule,
     Curve,
+    CurvePoint,
     Epoch,
     Evaluation,
     Examination,
@@ -38,6 +39,7 @@ from medtl.records import (
     FeatureCheck,
     Gap,
     GateCheck,
+    LearningCurve,
     LoadReport,
     NoveltyFindings,
     OperatingPoint,
@@ -240,6 +242,14 @@ def make_predictions(cohort, split):
     return Predictions("test", split.test, tuple(s.patient for s in studies), truth, scores)
 
 
+def make_growth(metric="auroc"):
+    points = [
+        CurvePoint(patients, 2 * patients, Score(metric, "macro", value, value - 0.05, value + 0.03, 34, 17))
+        for patients, value in ((15, 0.714), (30, 0.803), (60, 0.861))
+    ]
+    return LearningCurve(tuple(points), "Nothing is trained on fewer than 15 patients.")
+
+
 def make_facts(task="binary", classes=("normal", "pneumonia"), scratch=True, demographics=True, full=False, **changes):
     """Make facts; ``full`` ones have curves and findings beyond the metrics too, and take a second to draw."""
     cohort = make_cohort(task, classes, demographics)
@@ -282,6 +292,7 @@ def make_facts(task="binary", classes=("normal", "pneumonia"), scratch=True, dem
         beside=make_beside() if full else None,
         predictions=make_predictions(cohort, make_split(cohort)) if full else None,
         explanations=make_explanations(task, classes) if full else None,
+        growth=make_growth() if full else None,
         resources={"seconds_per_step": 0.213, "peak_memory_mb": 1893.0},
     )  # fmt: skip
     if not full:
@@ -300,6 +311,12 @@ def pytest_runtest_setup(item):
 def facts_maker():
     """Give the function that makes facts: of a task, of classes, with changes."""
     return make_facts
+
+
+@pytest.fixture(scope="session", name="make_growth")
+def growth_maker():
+    """Give the function that makes a learning curve of a metric."""
+    return make_growth
 
 
 @pytest.fixture(name="check_print")

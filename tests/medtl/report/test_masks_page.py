@@ -320,3 +320,9 @@ def test_pictures_of_other_shapes_are_refused():
         pictures(np.zeros((4, 5, 5)), mask, mask, (1.0,) * 3, 1, False, "axial")
     with pytest.raises(ValueError, match="how it is turned"):
         pictures(np.zeros((4, 5, 6)), mask, mask, (1.0,) * 3, 1, False)
+
+
+def test_a_learning_curve_is_of_dice(mask_facts, make_growth):
+    page = render(mask_facts(growth=make_growth("dice")))
+    assert "Learning curve: Dice on validation over the number of training patients" in page
+    assert "0.861 [0.811, 0.891]" in page

@@ -95,7 +95,7 @@ def test_hostile_names_stay_text(make_facts):
 def test_hostile_class_names_stay_text_inside_the_figures(make_facts):
     reader = Reader(render(make_facts(classes=("normal", HOSTILE), full=True)))
     sources = [attrs["src"] for tag, attrs in reader.elements if tag == "img" and "svg" in attrs["src"][:20]]
-    assert len(sources) == 9
+    assert len(sources) == 10
     for source in sources:
         svg = Reader(base64.b64decode(source.partition(",")[2]).decode())
         assert "script" not in {tag for tag, _ in svg.elements}
@@ -273,11 +273,6 @@ def test_the_flow_counts_patients_first_from_scans_to_parts(page):
     assert re.findall(r"Patients who leave here: ([\w ]+)", steps) == ["not known", "2"]
 
 
-def test_a_page_without_a_learning_curve_says_who_draws_one(page):
-    model = page.partition('<section id="model"')[2].partition("</section>")[0]
-    assert "no learning curve" in model and "medtl study CONFIG --curve config" in model
-
-
 def test_a_clean_run_has_no_warning(page):
     assert '<ul class="alarms">' not in page
 
@@ -340,3 +335,30 @@ def test_the_split_says_how_look_alikes_were_looked_for_and_what_could_not_be(ma
     proof = replace(facts.proof, by_features=FeaturePairs(2, 0.01, 0.97), notes=("3 images are too plain.",))
     text = Reader(render(replace(facts, proof=proof))).text
     assert "by pixels and by a network's features" in text and "3 images are too plain." in text
+
+
+def test_the_learning_curve_is_drawn_and_says_what_it_was_measured_on(page, make_facts):
+    told = Reader(page)
+    assert "0.714 [0.664, 0.744]" in told.text
+    assert "Fewer sizes than asked for: Nothing is trained on fewer than 15 patients." in told.text
+    assert "Measured on validation" in told.text
+    drawn = [found["alt"] for tag, found in told.elements if tag == "img" and found["alt"].startswith("Learning curve")]
+    assert drawn == [
+        "Learning curve: AUROC on validation over the number of training patients; the figures are in the table above."
+    ]
+    points = as_json(make_facts(full=True))["learning_curve"]["points"]
+    assert [(one["patients"], one["score"]["value"]) for one in points] == [(15, 0.714), (30, 0.803), (60, 0.861)]
+
+
+def test_a_page_without_a_learning_curve_says_how_to_ask_for_one(make_facts):
+    told = Reader(render(make_facts())).text
+    assert "report.learning_curve: 4" in told
+    assert "Fewer training patients" not in told
+
+
+def test_points_without_an_interval_are_tabulated_and_not_drawn(make_facts, make_growth):
+    whole = make_growth()
+    lacking = replace(whole.points[0], score=replace(whole.points[0].score, value=None, note="one class only"))
+    told = Reader(render(make_facts(growth=replace(whole, points=(lacking, whole.points[-1])))))
+    assert "one class only" in told.text
+    assert not [found for tag, found in told.elements if tag == "img" and "Learning curve" in found["alt"]]
