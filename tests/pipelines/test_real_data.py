@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 
 pytestmark = [pytest.mark.data, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -79,3 +81,62 @@ def test_pydicoms_own_files_are_taken_or_refused_each_with_a_reason(
     assert summary["scans"] >= taken
     if policy == "{}":
         assert summary["scans"] + summary["excluded_files"] == summary["files"]
+
+
+def test_a_network_for_hippocampi_outlines_a_dicom_series_and_its_segmentation_lies_on_it(
+    real_data: Path, tmp_path: Path
+) -> None:
+    few = copied(real_data / "data" / "hippocampus", tmp_path / "few", 40)
+    own = f"workspace={tmp_path / 'w'}"
+    quick = ["dataset.grid.filters=16", "model.segmenter.ema=0.98", "model.threads=1"]
+    quick += ["model.phases=[{name: all, unfreeze: all, epochs: 8, lr: 4e-3, decay: 1.0, batchnorm: with_stage}]"]
+    gate = "registry.promotion.gate=[{metric: dice, bound: low, at_least: 0.6}]"
+    summary = call("run", own, f"scans.source={few}", gate, *quick)
+    assert sum(summary["split"].values()) == 40 and summary["excluded"] == {} and summary["status"] == "validated"
+
+    series = real_data / "data" / "dicom" / "mr_t1_study" / "13_HCropVolume"
+    told = call("predict", own, *quick, "--scans", series, "--out", tmp_path / "out")
+    written = [pydicom.dcmread(path) for path in sorted((tmp_path / "out").glob("*.dcm"))]
+    assert told["scans"] == len(written) == 1
+    sources = [pydicom.dcmread(path) for path in sorted(series.rglob("*.dcm"))]
+    for seg in written:
+        of = [one for one in sources if one.SeriesInstanceUID == seg.ReferencedSeriesSequence[0].SeriesInstanceUID]
+        assert (seg.StudyInstanceUID, seg.FrameOfReferenceUID) == (of[0].StudyInstanceUID, of[0].FrameOfReferenceUID)
+        assert (seg.Rows, seg.Columns) == (of[0].Rows, of[0].Columns)
+        shared = seg.SharedFunctionalGroupsSequence[0]
+        assert shared.PixelMeasuresSequence[0].PixelSpacing == of[0].PixelSpacing
+        assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == of[0].ImageOrientationPatient
+        places = {tuple(one.ImagePositionPatient) for one in of}
+        frames = [one.PlanePositionSequence[0].ImagePositionPatient for one in seg.PerFrameFunctionalGroupsSequence]
+        assert frames and {tuple(place) for place in frames} <= places
+
+    call("predict", own, *quick, "--scans", series, "--out", tmp_path / "nameless", "--pseudonymous")
+    assert not list((tmp_path / "nameless").glob("*.dcm")), "a DICOM SEG would name the patient"
+    together = tmp_path / "together"
+    shutil.copytree(series, together)
+    shutil.copytree(tmp_path / "out", together / "masks", ignore=shutil.ignore_patterns("*.nii.gz", "*.csv"))
+    again = call("ingest", f"workspace={tmp_path / 'again'}", f"scans.source={together}")
+    assert again["masks"] >= 1, "our own intake lays the segmentation on the voxels of its series"
+
+
+def copied(cohort: Path, folder: Path, count: int) -> Path:
+    """Copy the first cases of a cohort with their table."""
+    head, *cases = (cohort / "cases.csv").read_text().splitlines()
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for case in cases[:count]:
+        for file in case.split(",")[:2]:
+            shutil.copyfile(cohort / file, folder / file)
+    (folder / "cases.csv").write_text("\n".join([head, *cases[:count]]) + "\n")
+    return folder
+
+
+def call(verb: str, *arguments: object) -> dict[str, Any]:
+    """Give what a verb on the hippocampus's config says; KEY=VALUE is a setting."""
+    command = [sys.executable, "-m", "pipelines.cli", verb, str(ROOT / "configs" / "hippocampus.yaml"), "--json"]
+    for one in map(str, arguments):
+        command += ["--set", one] if "=" in one else [one]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
