@@ -1,5 +1,6 @@
 """Checkpoint -> evaluation."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from pipelines import growth, results, tasks
 from pipelines.prepared import Prepared, Segmented, Trained
 from pipelines.trail import recorded
 from pipelines.train import fit, prepare
+
+log = logging.getLogger("medtl")
 
 
 async def measure(config: Config, prepared: Prepared, scratch: bool = False) -> Trained:
@@ -50,6 +53,7 @@ async def learning_curve(config: Config, prepared: Prepared, checkpoint: Artifac
         return None
     sizes, found = growth.sizes_of(config, prepared), []
     for size in sizes.patients[:-1]:
+        log.info("learning curve: training on %d of %d patients", size, sizes.patients[-1])
         split = await tasks.take_patients(config, prepared.cohort, prepared.split, size)
         fewer = replace(prepared, split=split)
         found.append(growth.Grown(split, await _validated(config, fewer, await fit(config, fewer))))
