@@ -631,6 +631,7 @@ class LearningCurve:
 
     points: tuple[CurvePoint, ...]  # from few patients to all
     note: str = ""  # why there are fewer points than were asked for
+    gain: Score | None = None  # of all patients over the next fewer, paired by validation's patients
 
 
 @dataclass(frozen=True, slots=True)

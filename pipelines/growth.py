@@ -16,7 +16,7 @@ from pipelines.contenders import FEWEST, curve_sizes, fewer_patients
 from pipelines.prepared import Prepared
 
 if TYPE_CHECKING:
-    from medtl.records import Score
+    from medtl.records import FloatArray, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +74,63 @@ def draw_learning_curve(config: Config, prepared: Prepared, found: Sequence[Grow
     }
 
     def build(folder: Path) -> None:
+        seen = _Diagnosed(config, prepared) if not config.segments else _Outlined(config, prepared)
         points = []
         for one in found:
             split = read_split(one.split.path)
             patients = len({split.groups[study] for study in split.train})
-            points.append(CurvePoint(patients, len(split.train), _seen(config, prepared, one.val)))
-        io.write_learning_curve(folder, LearningCurve(tuple(points), note))
+            points.append(CurvePoint(patients, len(split.train), seen.score(one.val)))
+        gain = seen.gain(found[-1].val, found[-2].val) if len(found) > 1 else None
+        io.write_learning_curve(folder, LearningCurve(tuple(points), note, gain))
 
     return AuditedStore(config.workspace).make("curve", inputs, build)
 
 
-def _seen(config: Config, prepared: Prepared, val: Artifact) -> Score:
-    from medtl.dataset.io import read_plan
-    from medtl.evaluation.growth import auroc_of, dice_of
-    from medtl.evaluation.io import read_predictions
+class _Diagnosed:
+    """What networks that diagnose say of validation."""
 
-    if config.segments:
+    def __init__(self, config: Config, prepared: Prepared) -> None:
+        from medtl.dataset.io import read_plan
+
+        self.config, self.plan = config, read_plan(prepared.plan.path)
+
+    def score(self, val: Artifact) -> Score:
+        from medtl.evaluation.growth import auroc_of
+        from medtl.evaluation.io import read_predictions
+
+        found, plan = read_predictions(val.path), self.plan
+        return auroc_of(found, plan.task, plan.classes, self.config.evaluation, self.config.seed)
+
+    def gain(self, val: Artifact, fewer: Artifact) -> Score:
+        from medtl.evaluation.growth import auroc_gain
+        from medtl.evaluation.io import read_predictions
+
+        both = read_predictions(val.path), read_predictions(fewer.path)
+        return auroc_gain(*both, self.config.evaluation, self.config.seed)
+
+
+class _Outlined:
+    """What networks that segment outline on validation, before anything is cleaned."""
+
+    def __init__(self, config: Config, prepared: Prepared) -> None:
         from pipelines.segmenting import Masks
 
-        material = Masks(config, prepared)
-        studies = material.studies(val)
-        names, people = [one.study_id for one in studies], [one.patient for one in studies]
-        return dice_of(material.dice_of(val, None), names, people, config.evaluation, config.seed)
-    plan = read_plan(prepared.plan.path)
-    return auroc_of(read_predictions(val.path), plan.task, plan.classes, config.evaluation, config.seed)
+        self.config, self.material = config, Masks(config, prepared)
+
+    def score(self, val: Artifact) -> Score:
+        from medtl.evaluation.growth import dice_of
+
+        return dice_of(self._dice(val), *self._who(val), self.config.evaluation, self.config.seed)
+
+    def gain(self, val: Artifact, fewer: Artifact) -> Score:
+        from medtl.evaluation.growth import dice_gain
+
+        both = self._dice(val), self._dice(fewer)
+        return dice_gain(*both, *self._who(val), self.config.evaluation, self.config.seed)
+
+    def _dice(self, val: Artifact) -> FloatArray:
+        return self.material.dice_of(val, None)
+
+    def _who(self, val: Artifact) -> tuple[list[str], list[str]]:
+        studies = self.material.studies(val)
+        return [one.study_id for one in studies], [one.patient for one in studies]

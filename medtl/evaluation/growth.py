@@ -13,9 +13,13 @@ import numpy as np
 
 from medtl.config import EvaluationConfig
 from medtl.evaluation.assess import answer, ask, reported_classes, scores_of
+from medtl.evaluation.comparison import compare
+from medtl.evaluation.masks import compare_masks
 from medtl.evaluation.overlap import summary
 from medtl.evaluation.threshold import choose
-from medtl.records import FloatArray, Predictions, Score, Task
+from medtl.records import FloatArray, MaskResult, Predictions, Score, Task
+
+_NAMES = ("all patients", "fewer")
 
 
 def auroc_of(val: Predictions, task: Task, classes: Sequence[str], config: EvaluationConfig, seed: int) -> Score:
@@ -43,3 +47,33 @@ def dice_of(
     """
     means = [float(np.mean(known)) if (known := row[np.isfinite(row)]).size else None for row in dice]
     return replace(summary("dice", means, study_ids, patients, config.uncertainty, seed).mean, metric="dice")
+
+
+def auroc_gain(val: Predictions, fewer: Predictions, config: EvaluationConfig, seed: int) -> Score:
+    """Give by how much the AUROC of the one that learned from more patients is higher, paired by patient."""
+    return compare(val, fewer, _NAMES, config.uncertainty, seed).difference
+
+
+def dice_gain(
+    dice: FloatArray,
+    fewer: FloatArray,
+    study_ids: Sequence[str],
+    patients: Sequence[str],
+    config: EvaluationConfig,
+    seed: int,
+) -> Score:
+    """Give by how much the mean Dice of the one that learned from more patients is higher, paired by patient.
+
+    Args:
+        dice: as of :func:`dice_of`; a structure that one of the two lacks is left out of both.
+    """
+    both = [_results(one, study_ids, patients) for one in (dice, fewer)]
+    return compare_masks(both[0], both[1], _NAMES, config, seed).difference
+
+
+def _results(dice: FloatArray, study_ids: Sequence[str], patients: Sequence[str]) -> list[MaskResult]:
+    return [
+        MaskResult(study, patient, str(place), 0.0, 0.0, {"dice": float(value) if np.isfinite(value) else None})
+        for study, patient, row in zip(study_ids, patients, dice, strict=True)
+        for place, value in enumerate(row)
+    ]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from medtl.records import Comparison, Evaluation, FeatureCheck, Leak, OperatingPoint, Score
+from medtl.records import Comparison, Evaluation, FeatureCheck, Leak, LearningCurve, OperatingPoint, Score
 from medtl.report.facts import (
     UNKNOWN,
     Facts,
@@ -264,6 +264,30 @@ def verdict_sentence(facts: Facts, comparison: Comparison) -> str:
         "transfer helped or hurt.",
         "not estimable": "",
     }[verdict(comparison)]
+
+
+def growth_sentence(curve: LearningCurve, level: str) -> str:
+    """Say whether the larger half of the patients helped; empty where one number of patients was trained on alone.
+
+    Args:
+        level: coverage of the interval, in percent.
+    """
+    gain = curve.gain
+    if gain is None:
+        return ""
+    few, many = (one.patients for one in curve.points[-2:])
+    if gain.value is None or gain.low is None or gain.high is None:
+        return f"What {many:,} patients give over {few:,} cannot be said: the difference is {not_estimable(gain)}."
+    moved, name = "higher" if gain.value > 0 else "lower", metric_name(curve.points[-1].score.metric)
+    said = (
+        f"with {many:,} patients instead of {few:,}, {name} on validation is {moved} by {number(abs(gain.value))} "
+        f"({level} % interval {number(gain.low)} to {number(gain.high)}, paired by patient)"
+    )
+    if gain.low > 0:
+        return f"More patients still helped: {said}."
+    if gain.high < 0:
+        return f"More patients did harm: {said}."
+    return f"Whether more patients help is not clear: {said}. The interval contains 0."
 
 
 def tested_on(facts: Facts) -> str:

@@ -95,6 +95,8 @@ def test_a_learning_curve_trains_on_fewer_and_leaves_the_test_part_closed(config
     assert found["learning_curve"]["note"] == "Nothing is trained on fewer than 4 patients."
     assert all(one["score"]["metric"] == "auroc" for one in found["learning_curve"]["points"])
     assert len(list((folder / "artifacts" / "checkpoint").glob("[0-9a-f]*"))) == 2
+    gained = [one["score"]["value"] for one in found["learning_curve"]["points"]]
+    assert found["learning_curve"]["gain"]["value"] == pytest.approx(gained[1] - gained[0])
     assert found["split"]["test_openings"] == 1
     assert [event["action"] for event in AuditLog(folder).events()].count("test.opened") == 1
     assert "Fewer training patients, on validation" in Path(summary["report"]).read_text()

@@ -26,7 +26,7 @@ from medtl.report.facts import as_json, compose, count_reasons, protect_cells
 from medtl.report.figures import drawable, training_curves
 from medtl.report.io import write_report
 from medtl.report.page import render
-from medtl.report.words import number, verdict
+from medtl.report.words import growth_sentence, number, verdict
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
 
@@ -342,6 +342,10 @@ def test_the_learning_curve_is_drawn_and_says_what_it_was_measured_on(page, make
     assert "0.714 [0.664, 0.744]" in told.text
     assert "Fewer sizes than asked for: Nothing is trained on fewer than 15 patients." in told.text
     assert "Measured on validation" in told.text
+    assert (
+        "More patients still helped: with 60 patients instead of 30, AUROC on validation is higher by 0.058"
+        in told.text
+    )
     drawn = [found["alt"] for tag, found in told.elements if tag == "img" and found["alt"].startswith("Learning curve")]
     assert drawn == [
         "Learning curve: AUROC on validation over the number of training patients; the figures are in the table above."
@@ -354,6 +358,23 @@ def test_a_page_without_a_learning_curve_says_how_to_ask_for_one(make_facts):
     told = Reader(render(make_facts())).text
     assert "report.learning_curve: 4" in told
     assert "Fewer training patients" not in told
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "says"),
+    [
+        (0.058, 0.011, 0.104, "More patients still helped: "),
+        (0.01, -0.02, 0.04, "Whether more patients help is not clear: "),
+        (-0.05, -0.09, -0.01, "More patients did harm: "),
+        (None, None, None, "What 60 patients give over 30 cannot be said: "),
+    ],
+)
+def test_the_gain_of_more_patients_is_said_as_far_as_its_interval_allows(make_growth, value, low, high, says):
+    curve = make_growth()
+    assert curve.gain is not None
+    curve = replace(curve, gain=replace(curve.gain, value=value, low=low, high=high, note="not estimable: one class"))
+    assert growth_sentence(curve, "95").startswith(says)
+    assert growth_sentence(replace(curve, gain=None), "95") == ""
 
 
 def test_points_without_an_interval_are_tabulated_and_not_drawn(make_facts, make_growth):
