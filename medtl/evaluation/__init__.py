@@ -8,5 +8,6 @@
     two models: comparison (paired, the same drawn patients), delong (without drawing)
     beside it:  abstention (when not to answer)  novelty (unlike training)  subgroups (for whom is it worse)
                 shortcuts (is it right for a wrong reason)  cases, pointing (what to look at)
+                growth (would more patients help, on validation)
     masks:      overlap, surfaces ─▶ masks ─▶ Evaluation     boxes and points: detection
 """
