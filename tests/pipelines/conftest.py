@@ -31,6 +31,7 @@ model:
     - {{name: all, unfreeze: all, epochs: 2, lr: 3.0e-3, batchnorm: with_stage}}
 evaluation: {{uncertainty: {{resamples: 200}}}}
 """
+LONGEST = ("test_segmenting", "test_run", "test_demo", "test_training", "test_volumes", "test_unlabelled")
 GATE = "registry.promotion.gate=[{metric: auroc, bound: value, at_least: 0.0}]"
 
 
@@ -51,6 +52,11 @@ def write_study(folder: Path, patients: int = 24, seed: int = 0) -> Path:
             rows.append(f"{name},{'bright' if bright else 'dark'},patient-{patient}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take minutes first: whichever worker ends early then has small ones left to take."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)
