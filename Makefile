@@ -35,7 +35,7 @@ test: $(READY)   ## every test that needs nothing but this folder
 	  tests/pipelines $(ARGS) || [ $$? = 5 ]
 
 test-data: $(READY) ## the tests on real scans (DATA=folder that holds data/ and weights/)
-	@OMP_NUM_THREADS=1 MEDTL_TEST_DATA=$(abspath $(DATA)) $(PREFECT_OFF) $(BIN)/python -m pytest -m data -n 2 $(ARGS)
+	@OMP_NUM_THREADS=1 MEDTL_TEST_DATA=$(abspath $(DATA)) $(PREFECT_OFF) $(BIN)/python -m pytest -m data -n 2 --dist worksteal $(ARGS)
 
 test-services: $(READY) ## the tests against a real Orthanc and dcmtk (install them first; see .ci/run)
 	@MEDTL_TEST_SERVICES=1 $(PREFECT_OFF) $(BIN)/python -m pytest -m "services and not data" $(ARGS)
