@@ -31,8 +31,8 @@ demo: $(READY)   ## write a small hospital, train on it, name the report
 TESTS := $(PREFECT_OFF) $(BIN)/python -m pytest -m "not data and not services and not browser" --cov
 test: $(READY)   ## every test that needs nothing but this folder
 	@OMP_NUM_THREADS=1 $(TESTS) --ignore=tests/pipelines -n 2 --dist loadfile --cov-report= $(ARGS) || [ $$? = 5 ]
-	@OMP_NUM_THREADS=1 $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder --cov-append --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) \
-	  tests/pipelines $(ARGS) || [ $$? = 5 ]
+	@OMP_NUM_THREADS=1 $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder --cov-append \
+	  --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) tests/pipelines $(ARGS) || [ $$? = 5 ]
 
 test-data: $(READY) ## the tests on real scans (DATA=folder that holds data/ and weights/)
 	@OMP_NUM_THREADS=1 MEDTL_TEST_DATA=$(abspath $(DATA)) $(PREFECT_OFF) $(BIN)/python -m pytest -m data -n 2 --dist worksteal $(ARGS)

@@ -122,7 +122,8 @@ def run(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> None:
     """Do the whole way: ingest, train in phases, evaluate, release, report.
 
     What is done already is not done again; after a crash the same command goes on where it was. Exit code 3 if the gate
-    refuses the model (the report says why).
+    refuses the model (the report says why). --set report.learning_curve=4 trains on fewer patients too, four times, and
+    draws what they give.
     """
     settings = load(config, set_)
     summary = _finished(settings)

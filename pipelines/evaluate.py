@@ -7,6 +7,7 @@ from typing import Any
 from prefect import flow
 
 from medtl.config import Config
+from medtl.errors import ModelError, SplitError
 from medtl.records import Artifact
 from pipelines import growth, results, tasks
 from pipelines.prepared import Prepared, Segmented, Trained
@@ -51,14 +52,20 @@ async def learning_curve(config: Config, prepared: Prepared, checkpoint: Artifac
     """Do the model's training again on fewer patients, as often as asked for; the test part stays closed."""
     if not config.report.learning_curve:
         return None
-    sizes, found = growth.sizes_of(config, prepared), []
-    for size in sizes.patients[:-1]:
-        log.info("learning curve: training on %d of %d patients", size, sizes.patients[-1])
-        split = await tasks.take_patients(config, prepared.cohort, prepared.split, size)
-        fewer = replace(prepared, split=split)
-        found.append(growth.Grown(split, await _validated(config, fewer, await fit(config, fewer))))
-    found.append(growth.Grown(prepared.split, await _validated(config, prepared, checkpoint)))
-    return await tasks.draw_learning_curve(config, prepared, found, sizes.note)
+    *sizes, whole = growth.sizes_of(config, prepared)
+    found, note = [growth.Grown(prepared.split, await _validated(config, prepared, checkpoint))], ""
+    for size in reversed(sizes):
+        log.info("learning curve: training on %d of %d patients", size, whole)
+        try:
+            split = await tasks.take_patients(config, prepared.cohort, prepared.split, size)
+            fewer = replace(prepared, split=split)
+            found.append(growth.Grown(split, await _validated(config, fewer, await fit(config, fewer))))
+        except (SplitError, ModelError) as error:  # what so few cannot do, fewer cannot either; the page says it
+            note = f"training on {size:,} patients failed: {error}"
+            log.warning("learning curve: %s", note)
+            break
+    note = note or growth.why_no_more(config, len(sizes))
+    return await tasks.draw_learning_curve(config, prepared, found[::-1], note)
 
 
 async def _validated(config: Config, prepared: Prepared, checkpoint: Artifact) -> Artifact:

@@ -10,21 +10,12 @@ from typing import TYPE_CHECKING
 from medtl.artifacts import code_digest, file_digest
 from medtl.audit import AuditedStore
 from medtl.config import Config
-from medtl.errors import SplitError
 from medtl.records import Artifact, CurvePoint, LearningCurve
-from pipelines.contenders import FEWEST, curve_sizes, fewer_patients
+from pipelines.contenders import FEWEST, curve_sizes
 from pipelines.prepared import Prepared
 
 if TYPE_CHECKING:
     from medtl.records import FloatArray, Score
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The numbers of training patients of a curve, from few to all."""
-
-    patients: tuple[int, ...]
-    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +26,24 @@ class Grown:
     val: Artifact
 
 
-def sizes_of(config: Config, prepared: Prepared) -> Sizes:
-    """Choose the sizes: halves of halves, as long as every class is in them and there is somebody to learn from."""
+def sizes_of(config: Config, prepared: Prepared) -> list[int]:
+    """Give the numbers of patients to train on, all of them last: halves of halves."""
     from medtl.dataset.io import read_split
-    from medtl.studies.io import read_cohort
 
-    cohort, split = read_cohort(prepared.cohort.path), read_split(prepared.split.path)
+    split = read_split(prepared.split.path)
     whole = len({split.groups[study] for study in split.train})
-    fewest = max(FEWEST, config.model.segmenter.members if config.segments else 0)
-    wanted = config.report.learning_curve
-    usable, note = [whole], ""
-    for size in reversed(curve_sizes(whole, 1 + wanted, fewest)[:-1]):
-        try:
-            fewer_patients(cohort, split, size, config.seed)
-        except SplitError as error:
-            note = str(error)
-            break
-        usable.insert(0, size)
-    if not note and len(usable) <= wanted:
-        note = f"Nothing is trained on fewer than {fewest} patients."
-    return Sizes(tuple(usable), note)
+    return curve_sizes(whole, 1 + config.report.learning_curve, _fewest(config))
+
+
+def why_no_more(config: Config, smaller: int) -> str:
+    """Say why there are fewer smaller sizes than were asked for; empty where there are as many."""
+    if smaller == config.report.learning_curve:
+        return ""
+    return f"Nothing is trained on fewer than {_fewest(config)} patients."
+
+
+def _fewest(config: Config) -> int:
+    return max(FEWEST, config.model.segmenter.members if config.segments else 0)
 
 
 def draw_learning_curve(config: Config, prepared: Prepared, found: Sequence[Grown], note: str) -> Artifact:

@@ -72,7 +72,7 @@ def assess(
     """
     check_predictions(val, test, task, classes, may_share)
     reported = reported_classes(task, classes)
-    points = [_operating_point(val, index, classes[index], config) for index in reported]
+    points = operating_points(val, task, classes, config)
     questions = ask(test, task, classes, points, config)
     answers = answer(questions, test.study_ids, test.patients, config.uncertainty, seed)
     curves = [curve for index in reported for curve in curves_of(test, index, classes[index], config)]
@@ -122,9 +122,15 @@ def _known(
     return truth[known], predictions.probabilities[known, index], known
 
 
-def _operating_point(val: Predictions, index: int, label: str, config: EvaluationConfig) -> OperatingPoint:
-    truth, score, _ = _known(val, index)
-    return choose(truth, score, config.threshold, label)
+def operating_points(
+    val: Predictions, task: Task, classes: Sequence[str], config: EvaluationConfig
+) -> list[OperatingPoint]:
+    """Choose the threshold of each reported class on validation."""
+    points = []
+    for index in reported_classes(task, classes):
+        truth, score, _ = _known(val, index)
+        points.append(choose(truth, score, config.threshold, classes[index]))
+    return points
 
 
 def _questions(

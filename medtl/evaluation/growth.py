@@ -12,11 +12,10 @@ from dataclasses import replace
 import numpy as np
 
 from medtl.config import EvaluationConfig
-from medtl.evaluation.assess import answer, ask, reported_classes, scores_of
+from medtl.evaluation.assess import answer, ask, operating_points, scores_of
 from medtl.evaluation.comparison import compare
 from medtl.evaluation.masks import compare_masks
 from medtl.evaluation.overlap import summary
-from medtl.evaluation.threshold import choose
 from medtl.records import FloatArray, MaskResult, Predictions, Score, Task
 
 _NAMES = ("all patients", "fewer")
@@ -27,11 +26,7 @@ def auroc_of(val: Predictions, task: Task, classes: Sequence[str], config: Evalu
 
     Every network of a curve has it by the same seed, and so from the same resamples of patients.
     """
-    points = []
-    for index in reported_classes(task, classes):
-        known = np.isfinite(val.targets[:, index])
-        truth, score = val.targets[known, index], val.probabilities[known, index]
-        points.append(choose(truth, score, config.threshold, classes[index]))
+    points = operating_points(val, task, classes, config)  # the AUROC rests on none of them
     asked = [one for one in ask(val, task, classes, points, config) if one.metric == "auroc"]
     found = answer(asked, val.study_ids, val.patients, config.uncertainty, seed)
     return scores_of(asked, found, val.patients, config.uncertainty.level)[-1]

@@ -96,7 +96,7 @@ def learning_curve(lines: Mapping[str, Sequence[tuple[int, Score]]], name: str, 
     ``None`` where no line has two points with an interval.
 
     Args:
-        lines: name to (patients, score), in any order.
+        lines: name to (patients, score), in any order; a line alone may go without a name.
         name: of the score.
         chance: its value by chance, drawn as a line; None where there is none.
     """
@@ -124,7 +124,7 @@ def learning_curve(lines: Mapping[str, Sequence[tuple[int, Score]]], name: str, 
         axes.set(xlabel="Training patients", ylabel=name)
         if chance is not None:
             axes.axhline(chance, color=INK, lw=0.8, ls=":")
-        if len(drawn) > 1:
+        if any(drawn):
             axes.legend()
         return as_svg(figure)
 
@@ -135,8 +135,7 @@ def growth(facts: Facts) -> str | None:
         return None
     points = [(one.patients, one.score) for one in facts.growth.points]
     metric = facts.growth.points[-1].score.metric
-    drawn = {"this way of training": points}
-    return learning_curve(drawn, f"{metric_name(metric)} on validation", 0.5 if metric == "auroc" else None)
+    return learning_curve({"": points}, f"{metric_name(metric)} on validation", 0.5 if metric == "auroc" else None)
 
 
 def roc(evaluation: Evaluation) -> str | None:

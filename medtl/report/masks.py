@@ -27,16 +27,7 @@ from medtl.report.facts import as_json as facts_as_json
 from medtl.report.figures import COLOURS, FAINT, INK, MOST_CURVES, STYLE, as_svg, drawable
 from medtl.report.page import as_data, sealed
 from medtl.report.tables import ScoreGroup, Table
-from medtl.report.words import (
-    DASH,
-    Headline,
-    compact,
-    find_score,
-    interval,
-    label_score,
-    metric_in,
-    number,
-)
+from medtl.report.words import DASH, Headline, compact, find_score, interval, label_score, metric_in, number
 
 if TYPE_CHECKING:
     from medtl.report.viewer import Viewed

@@ -30,8 +30,7 @@ def run(name: str, data: Path, workspace: Path, *more: str) -> dict[str, Any]:
 
 
 def test_malaria_by_patient_reaches_what_staged_transfer_should(real_data: Path, tmp_path: Path) -> None:
-    short = "[{name: scratch, unfreeze: all, epochs: 4, lr: 3.0e-4, decay: 1.0, batchnorm: with_stage}]"
-    summary = run("malaria", real_data, tmp_path, f"model.scratch_phases={short}")
+    summary = run("malaria", real_data, tmp_path)
     assert summary["metrics"]["auroc"]["value"] >= 0.98
     assert summary["scratch"]["auroc"]["value"] < summary["metrics"]["auroc"]["high"]
     assert sum(summary["split"].values()) == 4040

@@ -15,7 +15,7 @@ from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.errors import ConfigError, SplitError
 from medtl.records import Cohort, Score, Split, Study, Trial
-from medtl.report.study import render, verdict
+from medtl.report.study import learning_curve, render, verdict
 from pipelines.contenders import OWN, curve_sizes, fewer_patients, with_strategy
 
 KINDS = ((1, 0), (0, 1))  # well, ill
@@ -106,6 +106,12 @@ def test_the_verdict_says_no_more_than_the_intervals() -> None:
     assert "No clear difference from scratch: probe." in said
     assert "Worse than from scratch, beyond chance: full." in said
     assert "no comparison" in verdict([trial("staged", None, None)])
+
+
+def test_every_line_of_a_learning_curve_has_its_strategys_name() -> None:
+    alone = learning_curve([trial("staged", None, None, n) for n in (10, 40)])
+    assert alone is not None and "<!-- staged -->" in alone
+    assert learning_curve([trial("staged", None, None, 10)]) is None, "one size alone is no curve"
 
 
 def test_the_page_shows_every_trial_and_asks_for_nothing() -> None:

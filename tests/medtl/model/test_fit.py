@@ -15,7 +15,7 @@ from medtl.errors import ConfigError, ModelError
 from medtl.model import fit
 from medtl.model.fit import Material, Progress
 from medtl.model.heads import BANK, VOTES
-from medtl.model.io import FolderActivations, FolderSaver, build_network
+from medtl.model.io import FolderActivations, FolderSaver, build_network, read_network, write_checkpoint
 from medtl.model.phases import (
     learning_rates,
     make_optimiser,
@@ -128,7 +128,7 @@ NEIGHBOURS = PhaseConfig(name="neighbours", unfreeze="head", epochs=1, head="knn
 
 
 @pytest.mark.parametrize("phases", [(NEIGHBOURS,), (HEAD, NEIGHBOURS), (ALL, NEIGHBOURS)])
-def test_neighbours_take_the_place_of_the_head_and_are_written_and_read(
+def test_neighbours_take_the_place_of_the_head_and_survive_a_stop(
     phases: tuple[PhaseConfig, ...], tmp_path: Any
 ) -> None:
     done, _, state = train(Memory(), *phases)
@@ -141,6 +141,21 @@ def test_neighbours_take_the_place_of_the_head_and_are_written_and_read(
     assert stopped.progress is not None
     FolderSaver(tmp_path).save(stopped.progress)
     assert same(train(FolderSaver(tmp_path), *phases)[2], state)
+
+
+def test_neighbours_answer_alike_after_they_were_written_and_read(tmp_path: Any) -> None:
+    fit.make_deterministic(0, 1)
+    network, weights = build_network(NAME, 24, 1, 2, 0.1, None, 0.9, seed=0)
+    data = material()
+    config = ModelConfig(backbone=NAME, batch_size=8, phases=(ALL, NEIGHBOURS), weights="none", precision="fp32")
+    phases, history = fit.fit(network, data, config, 0, Memory())
+    described = {"backbone": NAME, "task": "binary", "classes": ("a", "b"), "channels": 1, "size": (24, 24)}
+    described |= {"stages": network.stage_names, "weights": weights, "phases": phases, "history": history}
+    record = write_checkpoint(tmp_path, network, {**described, "parameters": 1, "environment": {}})
+    assert record.head == "knn"
+    images = torch.from_numpy(data.val.images.astype("float32") / 255).movedim(-1, 1)
+    with torch.no_grad():
+        assert torch.equal(read_network(tmp_path)(images), network(images))
 
 
 def test_neighbours_that_are_no_better_leave_the_head_that_learned() -> None:
