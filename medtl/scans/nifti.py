@@ -558,24 +558,24 @@ def _members(view: memoryview) -> list[tuple[int, int, int]] | None:
     return places
 
 
-def gzip_members(data: Bytes | AnyArray, level: int = 1, member: int = 4 << 20, threads: int = 2) -> Iterator[bytes]:
+def gzip_members(data: Bytes | AnyArray, member: int = 4 << 20, threads: int = 2) -> Iterator[bytes]:
     """Compress into concatenated gzip members, in threads; joined they are one legal gzip file (RFC 1952, 2.2).
 
     Each member carries its own length in an extra field, so that :func:`bounded_gunzip` can unpack them in threads.
-    The same bytes give the same members, whatever the number of threads; few of them are in memory at a time.
+    The same bytes give the same members, whatever the number of threads (not on every processor: ISA-L has other code
+    for each); few of them are in memory at a time.
 
     Args:
         data: bytes, or an array in C order, which is written as it lies.
-        level: of libdeflate, 1 (fast) to 12.
         member: bytes of data in each member.
     """
-    from imagecodecs import gzip_encode
+    from isal import isal_zlib
 
     whole: Any = np.ascontiguousarray(data).reshape(-1).view(np.uint8) if isinstance(data, np.ndarray) else data
     flat: Any = memoryview(whole)
 
     def pack(at: int) -> bytes:
-        packed = gzip_encode(flat[at : at + member], level)
+        packed = isal_zlib.compress(flat[at : at + member], 3, 31)  # its slowest level; 31: with a header of gzip
         extra = _EXTRA.pack(_EXTRA.size - 2, _MARK, 4, len(packed) + _EXTRA.size)
         return b"".join((packed[:3], b"\x04", packed[4:10], extra, packed[10:]))
 
