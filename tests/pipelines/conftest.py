@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from pipelines import environment
 
 CONFIG = """
 name: tiny
@@ -32,6 +35,8 @@ model:
 evaluation: {{uncertainty: {{resamples: 200}}}}
 """
 LONGEST = ("test_segmenting", "test_run", "test_demo", "test_training", "test_volumes", "test_unlabelled")
+# Whose commands each start Prefect's server, as they do at a user's; it takes two thirds of a small run's time.
+EMBEDDED = ("test_run", "test_demo", "test_training", "test_cli")
 GATE = "registry.promotion.gate=[{metric: auroc, bound: value, at_least: 0.0}]"
 
 
@@ -69,6 +74,30 @@ def core_of_its_own() -> None:
     if worker is not None and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory, home: Path, core_of_its_own: None) -> Iterator[str]:
+    """Run one of Prefect's servers; give its API's address."""
+    folder, before = tmp_path_factory.mktemp("server"), dict(os.environ)
+    environment.prepare_prefect(folder)
+    with environment.server(folder) as url:
+        os.environ.clear()  # what was set is for the server alone: a command has its own home and settings
+        os.environ.update(before)
+        yield url
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_server(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the module's commands use one server, where they run flows and a command's own server is not the subject."""
+    path, items = request.path, request.session.items
+    flows = any(i.path == path and (i.get_closest_marker("prefect") or i.get_closest_marker("data")) for i in items)
+    if not flows or path.stem in EMBEDDED:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", request.getfixturevalue("prefect_server"))
+        yield
 
 
 @pytest.fixture
