@@ -34,7 +34,15 @@ model:
     - {{name: all, unfreeze: all, epochs: 2, lr: 3.0e-3, batchnorm: with_stage}}
 evaluation: {{uncertainty: {{resamples: 200}}}}
 """
-LONGEST = ("test_segmenting", "test_run", "test_demo", "test_training", "test_volumes", "test_unlabelled")
+LONGEST = (
+    "test_real_data",
+    "test_segmenting",
+    "test_run",
+    "test_demo",
+    "test_training",
+    "test_volumes",
+    "test_unlabelled",
+)
 # Whose commands each start Prefect's server, as they do at a user's; it takes two thirds of a small run's time.
 EMBEDDED = ("test_run", "test_demo", "test_training", "test_cli")
 GATE = "registry.promotion.gate=[{metric: auroc, bound: value, at_least: 0.0}]"
@@ -60,7 +68,10 @@ def write_study(folder: Path, patients: int = 24, seed: int = 0) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take minutes first: whichever worker ends early then has small ones left to take."""
+    """Put the files that take minutes first: whichever worker ends early then has small ones left to take.
+
+    A worker always holds the test after the one that it runs: what follows the longest in a file should be short.
+    """
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 

@@ -15,6 +15,9 @@ import pytest
 pytestmark = [pytest.mark.data, pytest.mark.slow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "squeezenet1_0-deepcompression.pth"
+SHORT = (
+    "model.phases=[{name: head, unfreeze: head, epochs: 1, lr: 2e-3}, {name: deep, unfreeze: 2, epochs: 2, lr: 1e-3}]"
+)
 
 
 def run(name: str, data: Path, workspace: Path, *more: str) -> dict[str, Any]:
@@ -34,25 +37,6 @@ def test_malaria_by_patient_reaches_what_staged_transfer_should(real_data: Path,
     assert summary["metrics"]["auroc"]["value"] >= 0.98
     assert summary["scratch"]["auroc"]["value"] < summary["metrics"]["auroc"]["high"]
     assert sum(summary["split"].values()) == 4040
-
-
-SHORT = (
-    "model.phases=[{name: head, unfreeze: head, epochs: 1, lr: 2e-3}, {name: deep, unfreeze: 2, epochs: 2, lr: 1e-3}]"
-)
-
-
-def test_pneumoniamnist_runs_on_its_own_split(real_data: Path, tmp_path: Path) -> None:
-    summary = run("pneumoniamnist", real_data, tmp_path, SHORT, "model.scratch=false", "registry.promotion.gate=[]")
-    assert summary["split"]["val"] == 524
-    assert summary["metrics"]["auroc"]["low"] > 0.9
-    assert summary["excluded"]["copy_across_parts"] > 0
-
-
-def test_ham10000_reports_seven_classes(real_data: Path, tmp_path: Path) -> None:
-    summary = run("ham10000", real_data, tmp_path, SHORT, "model.scratch=false")
-    assert summary["metrics"]["auroc"]["value"] > 0.75
-    evaluation = next((tmp_path / "artifacts" / "evaluation").glob("*/evaluation.json"))
-    assert len(json.loads(evaluation.read_text())["classes"]) == 7
 
 
 @pytest.mark.parametrize(
@@ -81,6 +65,20 @@ def test_pydicoms_own_files_are_taken_or_refused_each_with_a_reason(
     assert summary["scans"] >= taken
     if policy == "{}":
         assert summary["scans"] + summary["excluded_files"] == summary["files"]
+
+
+def test_pneumoniamnist_runs_on_its_own_split(real_data: Path, tmp_path: Path) -> None:
+    summary = run("pneumoniamnist", real_data, tmp_path, SHORT, "model.scratch=false", "registry.promotion.gate=[]")
+    assert summary["split"]["val"] == 524
+    assert summary["metrics"]["auroc"]["low"] > 0.9
+    assert summary["excluded"]["copy_across_parts"] > 0
+
+
+def test_ham10000_reports_seven_classes(real_data: Path, tmp_path: Path) -> None:
+    summary = run("ham10000", real_data, tmp_path, SHORT, "model.scratch=false")
+    assert summary["metrics"]["auroc"]["value"] > 0.75
+    evaluation = next((tmp_path / "artifacts" / "evaluation").glob("*/evaluation.json"))
+    assert len(json.loads(evaluation.read_text())["classes"]) == 7
 
 
 def test_a_network_for_hippocampi_outlines_a_dicom_series_and_its_segmentation_lies_on_it(
