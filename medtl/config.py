@@ -198,6 +198,8 @@ class ScansConfig(Section):
 
 
 MaskValue = Annotated[int, Field(ge=1, le=65_535)]
+RegionName = Annotated[str, Field(min_length=1, max_length=64)]
+Shown = MaskValue | RegionName
 
 
 class LabelsConfig(Section):
@@ -233,9 +235,13 @@ class LabelsConfig(Section):
     field: str | None = Field(
         None, description="segmentation: column that holds the path of a mask outside of which nothing counts"
     )
-    structures: Mapping[Name, MaskValue | tuple[MaskValue, ...]] = Field(
+    structures: Mapping[Name, Shown | tuple[Shown, ...]] = Field(
         default_factory=dict,
-        description="segmentation: name of each structure and its value in the masks; [1, 2]: a region of several",
+        description="segmentation: name of each structure and its value in the masks; [1, 2]: a region of several; of "
+        "DICOM SEG and RT structures the number of a region, or its name, in capitals or not: [Liver, liver 2]",
+    )
+    other_regions: Literal["refuse", "background"] = Field(
+        "refuse", description="segmentation: background, where what structures does not name of a DICOM mask is nothing"
     )
     ignore: int | None = Field(None, ge=1, le=65_535, description="segmentation: value of voxels that do not count")
     box: tuple[str, str, str, str] | None = Field(
@@ -257,9 +263,13 @@ class LabelsConfig(Section):
             raise ValueError("field and ignore are of masks: name the column mask too")
         if self.box is not None and (self.mask is not None or self.table is None):
             raise ValueError("box is of a diagnosis whose labels are in a table: a segmentation names masks")
-        values = {v for one in self.structures.values() for v in ((one,) if isinstance(one, int) else one)}
-        several = [one for one in self.structures.values() if not isinstance(one, int)]
-        if self.ignore in values or any(one == () or len(set(one)) < len(one) for one in several):
+        shown = [(one,) if isinstance(one, int | str) else one for one in self.structures.values()]
+        values = {v.casefold() if isinstance(v, str) else v for one in shown for v in one}
+        words = {isinstance(v, str) for v in values}
+        if len(words) > 1 or (self.ignore is not None and True in words):
+            raise ValueError("structures are told by values, ignore among them, or by names of regions, not by both")
+        several = [{str(v).casefold() for v in one} for one in shown]
+        if self.ignore in values or any(len(own) < max(len(one), 1) for own, one in zip(several, shown, strict=True)):
             raise ValueError("a structure has a value of its own or several different ones, and none of them is ignore")
         return self
 

@@ -120,6 +120,7 @@ class Study:
     attributes: Mapping[str, str] = field(default_factory=dict)  # column of the label table: its words; blank: absent
     mask: str | None = None  # scan_id of the mask that shows its structures, on the same voxels
     field: str | None = None  # scan_id of a mask outside of which nothing counts
+    regions: tuple[tuple[str, int], ...] = ()  # of a mask in pieces: scan_id of each, of which mask is the first; value
     box: tuple[float, float, float, float] | None = None  # around the finding: x0, y0, x1, y1 in pixels, half-open
 
 

@@ -40,6 +40,7 @@ from medtl.records import (
     Release,
     Scan,
     Split,
+    Structure,
     Study,
 )
 from pipelines import steps, training
@@ -81,7 +82,13 @@ def plan_grid(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
         by_id = scans_by_id(scans)
         chosen = [study for study in known.studies if study.study_id in training_part]
         images, masks = [by_id[s.scan_id] for s in chosen], [_mask_of(s, by_id) for s in chosen]
-        read = PixelStore(steps.pixel_folder(config))
+        stored = PixelStore(steps.pixel_folder(config))
+        in_pieces = {study.mask: study for study in chosen if study.regions}
+
+        def read(scan: Scan) -> AnyArray:
+            study = in_pieces.get(scan.scan_id)
+            return stored(scan) if study is None else _painted(study, by_id, stored, known.structures, known.ignore)
+
         plan = grid.make_grid_plan(
             images, masks, read, known.structures, known.ignore, config.dataset.grid, (multiple,)
         )
@@ -683,17 +690,32 @@ def scans_by_id(scans: Artifact) -> dict[str, Scan]:
 def _on_grid(study: Study, scan: Scan, by_id: Mapping[str, Scan], read: Any, plan: GridPlan) -> AnyArray:
     from medtl.dataset import grid
 
-    values, field = _drawn(study, by_id, read)
+    values, field = _drawn(study, by_id, read, plan.structures, plan.ignore)
     return grid.mask_to_grid(values, scan, plan, field)
 
 
-def _drawn(study: Study, by_id: Mapping[str, Scan], read: Any) -> tuple[AnyArray, AnyArray | None]:
+def _drawn(
+    study: Study, by_id: Mapping[str, Scan], read: Any, structures: Sequence[Structure], ignore: int | None
+) -> tuple[AnyArray, AnyArray | None]:
     """Read what the values of a study's mask and of its field mean."""
     from medtl.dataset.grid import values_of
 
+    field = None if study.field is None else values_of(read(by_id[study.field]), by_id[study.field])
+    if study.regions:
+        return _painted(study, by_id, read, structures, ignore), field
     mask = _mask_of(study, by_id)
-    field = by_id[study.field] if study.field else None
-    return values_of(read(mask), mask), None if field is None else values_of(read(field), field)
+    return values_of(read(mask), mask), field
+
+
+def _painted(
+    study: Study, by_id: Mapping[str, Scan], read: Any, structures: Sequence[Structure], ignore: int | None
+) -> AnyArray:
+    """Put the pieces of a DICOM mask together, as was done when the cohort was made."""
+    from medtl.studies.masks import paint
+
+    whole = paint(((read(by_id[region]), value) for region, value in study.regions), structures, ignore)
+    assert whole is not None  # else the study were not in the cohort
+    return whole
 
 
 def _mask_of(study: Study, by_id: Mapping[str, Scan]) -> Scan:
@@ -705,7 +727,7 @@ def truth_of(study: Study, cohort: Cohort, by_id: Mapping[str, Scan], read: Any)
     """Give the true codes of a study in its scan's voxels."""
     from medtl.dataset import grid
 
-    values, field = _drawn(study, by_id, read)
+    values, field = _drawn(study, by_id, read, cohort.structures, cohort.ignore)
     return grid.codes_of(values, cohort.structures, cohort.ignore, field)
 
 

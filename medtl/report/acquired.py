@@ -49,7 +49,7 @@ def count_patients(scans: Iterable[Scan], cohort: Cohort) -> int | None:
     owner = {
         scan_id: study.patient
         for study in cohort.studies
-        for scan_id in (study.mask, study.field, study.scan_id)
+        for scan_id in (*(region for region, _ in study.regions), study.mask, study.field, study.scan_id)
         if scan_id is not None
     }
     same: dict[str | None, str] = {scan.patient: owner[scan.scan_id] for scan in scans if scan.scan_id in owner}

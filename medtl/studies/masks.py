@@ -4,6 +4,9 @@ A mask must lie on the very voxels of its image. Nothing is moved, resampled or 
 does not fit was drawn on something else, or one of the two headers is wrong, and from here both look the same. What a
 mask may hold is what the config names: any other value could be a structure that a network would be taught not to see.
 
+A DICOM segmentation or structure set comes from intake in pieces, one for each region, already laid on its image. The
+pieces that the config names are put together here: each voxel gets the value of the piece that means most structures.
+
 A mask without any structure is left out unless ``studies.labels.empty_masks`` says ``keep``: where every scan shows the
 organ, an empty mask is a case that nobody finished; where lesions are sought, it is a person without one.
 """
@@ -49,10 +52,56 @@ class Fault:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What the mask of an image shows: 0 or 1 for each structure; the scan that it is, or whose pieces come first."""
+
+    target: tuple[int, ...]
+    mask: str
+    regions: tuple[tuple[str, int], ...] = ()
+
+
 def structures_of(config: LabelsConfig) -> tuple[Structure, ...]:
-    """Give what the masks show, in the config's order."""
-    named = config.structures.items()
-    return tuple(Structure(name, (value,) if isinstance(value, int) else tuple(value)) for name, value in named)
+    """Give what the masks show, in the config's order; regions that are named by words are numbered."""
+    shown = {name: (one,) if isinstance(one, int | str) else one for name, one in config.structures.items()}
+    numbers = _numbers(config)
+    return tuple(
+        Structure(name, tuple(numbers[part.casefold()] if isinstance(part, str) else part for part in parts))
+        for name, parts in shown.items()
+    )
+
+
+def _numbers(config: LabelsConfig) -> dict[str, int]:
+    """Number the regions that the config names by words, in its order."""
+    shown = ((one,) if isinstance(one, int | str) else one for one in config.structures.values())
+    words = dict.fromkeys(part.casefold() for parts in shown for part in parts if isinstance(part, str))
+    return {word: number for number, word in enumerate(words, 1)}
+
+
+def paint(
+    regions: Iterable[tuple[AnyArray, int]], structures: Sequence[Structure], ignore: int | None = None
+) -> AnyArray | None:
+    """Give each voxel one value from pieces that may overlap.
+
+    Where pieces overlap, the value of one of them must stand for all: one whose value is in every structure that the
+    others' values are in (``tumour: [core, edema]``, ``core: core``), or the ignored one.
+
+    Args:
+        regions: each piece, 0 outside, all of one shape; and its value.
+
+    Returns:
+        uint16 in the pieces' shape, 0 outside of all; ``None`` where no value stands for both of two that overlap.
+    """
+    means = {v: {at for at, one in enumerate(structures) if v in one.values} for one in structures for v in one.values}
+    drawn = sorted(regions, key=lambda one: (one[1] == ignore, len(means.get(one[1], ()))))
+    values = np.zeros(drawn[0][0].shape, np.uint16)
+    for pixels, value in drawn:
+        values[np.asarray(pixels) != 0] = value
+    for pixels, value in drawn:
+        final = {int(one) for one in np.unique(values[np.asarray(pixels) != 0])}
+        if any(one != ignore and not means.get(one, set()) >= means.get(value, set()) for one in final):
+            return None
+    return values
 
 
 def build_cohort(
@@ -72,12 +121,12 @@ def build_cohort(
         StudyError: no image with a usable mask is left, an attribute tells patients apart, or patients are unknown and
             the config does not allow one image to be taken as one patient.
     """
-    structures, known = structures_of(config.labels), [scan for scan in scans if scan.mask_of is None]
-    files = _Files(known, rows)
-    images = [scan for scan in known if not files.is_mask(scan)]
+    structures, files = structures_of(config.labels), _Files(scans, rows)
+    images = [scan for scan in scans if scan.mask_of is None and not files.is_mask(scan)]
     matched, exclusions = join(images, rows, [files.named("image", row.keys) for row in rows])
-    judge = _Judge(files, structures, config.labels, read, {one.item: one.code for one in refused})
-    usable: list[tuple[Scan, LabelRow, tuple[int, ...]]] = []
+    refusals = {one.item: one.code for one in refused}
+    judge = _Judge(files, structures, config.labels, _numbers(config.labels), read, refusals)
+    usable: list[tuple[Scan, LabelRow, _Shown]] = []
     for number, (scan, row) in enumerate(matched, 1):
         shown = judge(scan, row)
         if isinstance(shown, Fault):
@@ -85,7 +134,7 @@ def build_cohort(
         else:
             usable.append((scan, row, shown))
         advance("reading masks", number, len(matched))
-    usable, shared = _alone(usable, files)
+    usable, shared = _alone(usable)
     exclusions += shared
     patients, warnings = patients_of([(scan, row) for scan, row, _ in usable], config)
     studies = [
@@ -116,7 +165,12 @@ class _Files:
 
     def __init__(self, scans: Sequence[Scan], rows: Sequence[LabelRow]) -> None:
         wanted = {(role, keys) for row in rows for role, keys in _wanted(row)}
-        by_key = by_keys(scans)
+        by_key = by_keys(scan for scan in scans if scan.mask_of is None)
+        self._regions = by_keys(
+            replace(scan, keys=tuple(key.removeprefix(SEVERAL) for key in scan.keys))
+            for scan in scans
+            if scan.mask_of is not None
+        )
         self.several = {key.removeprefix(SEVERAL) for key in by_key if key.startswith(SEVERAL)}
         self._roles: dict[str, set[Role]] = defaultdict(set)
         self._hits: dict[tuple[Role, tuple[str, ...]], list[Scan]] = {}
@@ -147,6 +201,11 @@ class _Files:
         hits = self.named(role, file.keys) if file is not None else []
         return hits[0] if hits else None
 
+    def regions(self, file: NamedFile | None) -> list[Scan]:
+        """Give the pieces that the named file, a DICOM segmentation or structure set, came as."""
+        found = (self._regions.get(key, []) for key in (file.keys if file is not None else ()))
+        return next((hit for hit in found if len({one.series for one in hit}) == 1), [])
+
     def is_mask(self, scan: Scan) -> bool:
         """Tell a scan that rows name as mask or field alone."""
         return bool(self._roles.get(scan.scan_id)) and "image" not in self._roles[scan.scan_id]
@@ -171,17 +230,30 @@ class _Judge:
     files: _Files
     structures: tuple[Structure, ...]
     config: LabelsConfig
+    numbers: Mapping[str, int]  # of regions that are named by words
     read: Read
     refused: Mapping[str, str]  # code by item
 
-    def __call__(self, image: Scan, row: LabelRow) -> tuple[int, ...] | Fault:
-        mask = self._laid("mask", row.mask, image)
+    def __call__(self, image: Scan, row: LabelRow) -> _Shown | Fault:
+        pieces = self.files.regions(row.mask)
+        mask = self._named_of(pieces, image) if pieces else self._laid("mask", row.mask, image)
         if isinstance(mask, Fault):
             return mask
+        if self.numbers and isinstance(mask, Scan):
+            return Fault("mask_has_no_regions", "structures are named by words, and this file has values; give them")
         field = None if row.field is None else self._laid("field", row.field, image)
         if isinstance(field, Fault):
             return field
-        values = different(self.read(mask), mask)
+        regions: tuple[tuple[str, int], ...] = ()
+        if isinstance(mask, Scan):
+            drawn, scan = self.read(mask), mask
+        else:
+            regions = tuple((piece.scan_id, value) for piece, value in mask)
+            whole = paint(((self.read(piece), value) for piece, value in mask), self.structures, self.config.ignore)
+            if whole is None:
+                return _OVERLAP
+            drawn, scan = whole, mask[0][0]
+        values = different(drawn, scan)
         if values is None:
             return Fault("mask_not_integer", _NOT_WHOLE)
         if fault := unknown_values(values, self.structures, self.config.ignore):
@@ -194,10 +266,34 @@ class _Judge:
                 return Fault(
                     "field_empty", "nothing of the image lies in its field; leave the cell blank if all counts"
                 )
-            values = different(self.read(mask), mask, inside_of(self.read(field), field))
+            values = different(drawn, scan, inside_of(self.read(field), field))
             assert values is not None
         shown = tuple(int(np.isin(one.values, values).any()) for one in self.structures)
-        return shown if any(shown) or self.config.empty_masks == "keep" else _EMPTY
+        if not any(shown) and self.config.empty_masks != "keep":
+            return _EMPTY
+        return _Shown(shown, scan.scan_id, regions)
+
+    def _named_of(self, pieces: Sequence[Scan], image: Scan) -> list[tuple[Scan, int]] | Fault:
+        """Give the pieces of a DICOM mask that structures names, each with its value."""
+        if any(piece.mask_of != image.scan_id for piece in pieces):
+            return Fault("mask_elsewhere", "it was drawn on another image than the row's; name the one it lies on")
+        known = {self.config.ignore, *(value for one in self.structures for value in one.values)}
+        found, others = [], []
+        for piece in pieces:
+            number, _, label = (piece.region or "").partition(" ")
+            value = self.numbers.get(label.casefold()) if self.numbers else int(number)
+            if value is None or value not in known:
+                others.append(number)
+            else:
+                found.append((piece, value))
+        if others and self.config.other_regions == "refuse":
+            listed = ", ".join(others[:_LISTED]) + (f" and {len(others) - _LISTED} more" if others[_LISTED:] else "")
+            reason = (
+                f"nothing names its regions of number {listed}; name each under studies.labels.structures, or set "
+                "studies.labels.other_regions: background"
+            )
+            return Fault("mask_unknown_values", reason)
+        return found or Fault("mask_empty", "structures names none of its regions")
 
     def _laid(self, role: Role, file: NamedFile | None, image: Scan) -> Scan | Fault:
         """Give the mask that a row names, if it lies on the image's voxels."""
@@ -224,6 +320,10 @@ class _Judge:
         return Fault(f"{role}_missing", "it is not among the scans; give its path below scans.source")
 
 
+_OVERLAP = Fault(
+    "mask_regions_overlap",
+    "two of its regions overlap and no structure says that one is part of the other; say it: whole: [inner, outer]",
+)
 _NOT_WHOLE = "its values are not whole numbers; write labels, not probabilities"
 _EMPTY = Fault(
     "mask_empty",
@@ -298,26 +398,27 @@ def _planes(values: AnyArray) -> AnyArray:
 
 
 def _alone(
-    usable: Sequence[tuple[Scan, LabelRow, tuple[int, ...]]], files: _Files
-) -> tuple[list[tuple[Scan, LabelRow, tuple[int, ...]]], list[Exclusion]]:
+    usable: Sequence[tuple[Scan, LabelRow, _Shown]],
+) -> tuple[list[tuple[Scan, LabelRow, _Shown]], list[Exclusion]]:
     """Leave out images that share one mask; empty ones are alike in many a case."""
-    masks = [files.file("mask", row.mask) if any(shown) else None for _, row, shown in usable]
-    times = Counter(mask.scan_id for mask in masks if mask is not None)
+    times = Counter(shown.mask for _, _, shown in usable if any(shown.target))
     reason = "one mask, or two with the same bytes, serves several images; find out whose it is"
     kept, exclusions = [], []
-    for one, mask in zip(usable, masks, strict=True):
-        if mask is not None and times[mask.scan_id] > 1:
+    for one in usable:
+        if any(one[2].target) and times[one[2].mask] > 1:
             exclusions.append(Exclusion(one[1].item, "studies", "mask_shared", reason))
         else:
             kept.append(one)
     return kept, exclusions
 
 
-def _study(image: Scan, row: LabelRow, shown: tuple[int, ...], patient: str, files: _Files) -> Study:
-    mask, field = files.file("mask", row.mask), files.file("field", row.field)
-    assert mask is not None
+def _study(image: Scan, row: LabelRow, shown: _Shown, patient: str, files: _Files) -> Study:
+    field = files.file("field", row.field)
     return replace(
-        study_of(image, row, shown, patient), mask=mask.scan_id, field=field.scan_id if field is not None else None
+        study_of(image, row, shown.target, patient),
+        mask=shown.mask,
+        field=field.scan_id if field is not None else None,
+        regions=shown.regions,
     )
 
 

@@ -1,0 +1,231 @@
+"""What was drawn as DICOM SEG or RT structures becomes the mask of a study; real files, read by intake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from pydicom import Dataset, FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from medtl.config import Config, LabelsConfig, parse_config
+from medtl.dataset.grid import codes_of
+from medtl.dataset.io import read_grid, read_volumes
+from medtl.errors import StudyError
+from medtl.records import Cohort, Structure
+from medtl.scans.masks import STRUCTURES
+from medtl.scans.segments import PixelStore
+from medtl.studies.io import read_cohort
+from medtl.studies.masks import paint
+from pipelines import segmenting, steps
+
+hd = pytest.importorskip("highdicom")
+
+Array = np.ndarray[Any, Any]
+SPACE = (6, 16, 20)  # slices, rows, columns
+WHOLE, CORE = (slice(1, 5), slice(4, 12), slice(5, 15)), (slice(2, 4), slice(6, 10), slice(8, 12))
+ASIDE = (slice(1, 5), slice(13, 15), slice(2, 18))
+
+
+def inside(*boxes: tuple[slice, ...]) -> Array:
+    drawn = np.zeros((*SPACE, len(boxes)), np.uint8)
+    for number, box in enumerate(boxes):
+        drawn[(*box, number)] = 1
+    return drawn
+
+
+def write_series(folder: Path, patient: str) -> list[Dataset]:
+    folder.mkdir(parents=True)
+    study, series, frame, slices = generate_uid(), generate_uid(), generate_uid(), []
+    for number, pixels in enumerate(np.random.default_rng(len(patient)).integers(0, 2000, SPACE)):
+        ct = Dataset()
+        ct.file_meta = FileMetaDataset()
+        ct.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ct.SOPClassUID = ct.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        ct.SOPInstanceUID = ct.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        ct.StudyInstanceUID, ct.SeriesInstanceUID, ct.FrameOfReferenceUID = study, series, frame
+        ct.PatientID, ct.PatientName, ct.PatientBirthDate, ct.PatientSex = patient, "A^B", "", "O"
+        ct.StudyDate = ct.StudyTime = ct.StudyID = ct.AccessionNumber = ct.ReferringPhysicianName = ""
+        ct.Modality, ct.SeriesNumber, ct.InstanceNumber = "CT", 1, number + 1
+        ct.ImageType, ct.PositionReferenceIndicator = ["ORIGINAL", "PRIMARY", "AXIAL"], ""
+        ct.Rows, ct.Columns = SPACE[1:]
+        ct.SamplesPerPixel, ct.PhotometricInterpretation = 1, "MONOCHROME2"
+        ct.BitsAllocated, ct.BitsStored, ct.HighBit, ct.PixelRepresentation = 16, 16, 15, 0
+        ct.RescaleSlope, ct.RescaleIntercept = 1, -1000
+        ct.PixelSpacing, ct.SliceThickness = [1.0, 1.0], 3.0
+        ct.ImageOrientationPatient, ct.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-10.0, -10.0, 3.0 * number]
+        ct.PixelData = pixels.astype(np.uint16).tobytes()
+        ct.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+        slices.append(ct)
+    return slices
+
+
+def write_seg(path: Path, images: list[Dataset], names: tuple[str, ...], *boxes: tuple[slice, ...]) -> None:
+    described = [
+        hd.seg.SegmentDescription(number, name, codes.SCT.Tissue, codes.SCT.Bone, algorithm_type="MANUAL")
+        for number, name in enumerate(names, 1)
+    ]
+    hd.seg.Segmentation(
+        images, inside(*boxes), "BINARY", described, generate_uid(), 2, generate_uid(), 1, "M", "M", "1", "1"
+    ).save_as(path)
+
+
+def write_structures(path: Path, images: list[Dataset], names: tuple[str, ...], *boxes: tuple[slice, ...]) -> None:
+    rt = Dataset()
+    rt.file_meta = FileMetaDataset()
+    rt.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    rt.SOPClassUID = rt.file_meta.MediaStorageSOPClassUID = STRUCTURES
+    rt.SOPInstanceUID = rt.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    rt.PatientID, rt.StudyInstanceUID, rt.SeriesInstanceUID = images[0].PatientID, generate_uid(), generate_uid()
+    rt.Modality = "RTSTRUCT"
+    of_series = Dataset()
+    of_series.SeriesInstanceUID = images[0].SeriesInstanceUID
+    of_study = Dataset()
+    of_study.RTReferencedSeriesSequence = [of_series]
+    frame = Dataset()
+    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = images[0].FrameOfReferenceUID, [of_study]
+    rt.ReferencedFrameOfReferenceSequence = [frame]
+    rt.StructureSetROISequence, rt.ROIContourSequence = [], []
+    for number, (name, (slices, rows, columns)) in enumerate(zip(names, boxes, strict=True), 7):
+        roi, drawn = Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName, roi.ROIGenerationAlgorithm = number, name, "MANUAL"
+        roi.ReferencedFrameOfReferenceUID = images[0].FrameOfReferenceUID
+        drawn.ReferencedROINumber, drawn.ContourSequence = number, []
+        x, y = (columns.start - 10.5, columns.stop - 10.5), (rows.start - 10.5, rows.stop - 10.5)
+        for plane in range(slices.start, slices.stop):
+            contour = Dataset()
+            contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", 4
+            corners = [(x[0], y[0]), (x[1], y[0]), (x[1], y[1]), (x[0], y[1])]
+            contour.ContourData = [value for corner in corners for value in (*corner, 3.0 * plane)]
+            drawn.ContourSequence.append(contour)
+        rt.StructureSetROISequence.append(roi)
+        rt.ROIContourSequence.append(drawn)
+    rt.save_as(path, enforce_file_format=True)
+
+
+def configured(folder: Path, structures: dict[str, Any], **labels: Any) -> Config:
+    scans = {"source": str(folder / "scans"), "key_file": str(folder / "key"), "stable_seconds": 0, "read": "volumes"}
+    named = {"labels": {"path": "image", "mask": "mask", "structures": structures} | labels}
+    rest = {"name": "t", "workspace": str(folder / "w"), "model": {"weights": "none"}}
+    return parse_config(rest | {"scans": scans, "studies": named})
+
+
+def cohort_of(config: Config) -> Cohort:
+    return read_cohort(steps.build_cohort(config, steps.ingest_scans(config)).path)
+
+
+def truths(config: Config) -> list[Array]:
+    """Give the true codes of each study, as training and evaluation read them."""
+    cohort, by_id = cohort_of(config), segmenting.scans_by_id(steps.ingest_scans(config))
+    read = PixelStore(steps.pixel_folder(config))
+    return [segmenting.truth_of(study, cohort, by_id, read) for study in cohort.studies]
+
+
+def write_cases(
+    folder: Path, write: Any, names: tuple[str, ...], *boxes: tuple[slice, ...], patients: tuple[str, ...] = ("p", "qq")
+) -> None:
+    for patient in patients:
+        images = write_series(folder / "scans" / f"ct-{patient}", patient)
+        write(folder / "scans" / f"drawn-{patient}.dcm", images, names, *boxes)
+    rows = ["image,mask,patient", *(f"ct-{patient},drawn-{patient}.dcm,{patient}" for patient in patients)]
+    (folder / "scans" / "labels.csv").write_text("\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize("write", [write_seg, write_structures], ids=["SEG", "RTSTRUCT"])
+def test_regions_that_are_named_become_the_mask(tmp_path: Path, write: Any) -> None:
+    write_cases(tmp_path, write, ("Tumour", "Duct"), WHOLE, ASIDE)
+    found = truths(configured(tmp_path, {"duct": "duct", "tumour": "TUMOUR"}))
+    assert len(found) == 2
+    for codes_ in found:
+        assert (codes_[WHOLE] == 2).all() and (codes_[ASIDE] == 1).all()
+        assert int((codes_ > 0).sum()) == int(inside(WHOLE, ASIDE).sum())
+
+
+def test_what_is_packed_for_training_is_what_was_drawn(tmp_path: Path) -> None:
+    everybody = tuple("p" * number for number in range(1, 9))
+    write_cases(tmp_path, write_seg, ("tumour", "core"), WHOLE, CORE, patients=everybody)
+    config = configured(tmp_path, {"tumour": ["tumour", "core"], "core": "core"})
+    scans = steps.ingest_scans(config)
+    cohort = steps.build_cohort(config, scans)
+    plan = segmenting.plan_grid(config, scans, cohort, steps.split_by_patient(config, scans, cohort))
+    volumes = read_volumes(segmenting.pack_volumes(config, scans, cohort, plan).path)
+    assert read_grid(plan.path).overlapping and len(volumes.study_ids) == 8
+    for row in range(8):
+        codes_ = np.asarray(volumes.codes(row))
+        assert int((codes_ == 0b11).sum()) == int(inside(CORE).sum())
+        assert int((codes_ > 0).sum()) == int(inside(WHOLE).sum())
+
+
+def test_segments_may_be_named_by_their_numbers(tmp_path: Path) -> None:
+    write_cases(tmp_path, write_seg, ("one", "two"), WHOLE, ASIDE)
+    cohort = cohort_of(configured(tmp_path, {"tumour": 1, "duct": 2}))
+    assert [study.target for study in cohort.studies] == [(1, 1), (1, 1)]
+    assert {len(study.regions) for study in cohort.studies} == {2} and cohort.exclusions == ()
+
+
+def test_a_region_within_another_is_said_to_be_part_of_it_or_refused(tmp_path: Path) -> None:
+    write_cases(tmp_path, write_seg, ("tumour", "core"), WHOLE, CORE)
+    with pytest.raises(StudyError, match="mask_regions_overlap"):
+        cohort_of(configured(tmp_path, {"tumour": "tumour", "core": "core"}))
+
+
+def test_a_part_of_the_whole_counts_for_both(tmp_path: Path) -> None:
+    write_cases(tmp_path, write_structures, ("tumour", "core"), WHOLE, CORE)
+    for codes_ in truths(configured(tmp_path, {"tumour": ["tumour", "core"], "core": "core"})):
+        assert (codes_[CORE] == 0b11).all() and int((codes_ == 0b11).sum()) == int(inside(CORE).sum())
+        assert int((codes_ > 0).sum()) == int(inside(WHOLE).sum())
+
+
+def test_regions_that_nothing_names_are_refused_or_said_to_be_background(tmp_path: Path) -> None:
+    write_cases(tmp_path, write_seg, ("tumour", "couch"), WHOLE, ASIDE)
+    with pytest.raises(StudyError, match="mask_unknown_values"):
+        cohort_of(configured(tmp_path, {"tumour": "tumour"}))
+    for codes_ in truths(configured(tmp_path, {"tumour": "tumour"}, other_regions="background")):
+        assert (codes_[WHOLE] == 1).all() and not codes_[ASIDE].any()
+    with pytest.raises(StudyError, match="mask_empty"):
+        cohort_of(configured(tmp_path, {"liver": "liver"}, other_regions="background"))
+
+
+def test_the_reason_tells_which_regions_nothing_names(tmp_path: Path) -> None:
+    write_cases(tmp_path, write_seg, ("tumour", "couch"), WHOLE, ASIDE)
+    images = write_series(tmp_path / "scans" / "ct-rrr", "rrr")
+    write_seg(tmp_path / "scans" / "drawn-rrr.dcm", images, ("tumour",), WHOLE)
+    with (tmp_path / "scans" / "labels.csv").open("a") as table:
+        table.write("ct-rrr,drawn-rrr.dcm,rrr\n")
+    cohort = cohort_of(configured(tmp_path, {"tumour": "tumour"}))
+    assert len(cohort.studies) == 1 and len(cohort.exclusions) == 2
+    reason = cohort.exclusions[0].reason
+    assert "regions of number 2" in reason and "other_regions: background" in reason and "couch" not in reason
+
+
+def test_a_mask_of_another_image_is_refused(tmp_path: Path) -> None:
+    write_cases(tmp_path, write_seg, ("tumour",), WHOLE)
+    table = tmp_path / "scans" / "labels.csv"
+    table.write_text("image,mask,patient\nct-p,drawn-qq.dcm,p\nct-qq,drawn-qq.dcm,qq\n")
+    cohort = cohort_of(configured(tmp_path, {"tumour": "tumour"}))
+    assert len(cohort.studies) == 1 and [one.code for one in cohort.exclusions] == ["mask_elsewhere"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ({"structures": {"a": 1, "b": "tumour"}}, "not by both"),
+        ({"structures": {"a": "tumour"}, "ignore": 9}, "not by both"),
+        ({"structures": {"a": ["tumour", "Tumour"]}}, "several different ones"),
+    ],
+)
+def test_structures_are_told_in_one_way(labels: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        LabelsConfig(path="image", mask="mask", **labels)
+
+
+def test_what_is_ignored_wins_over_what_it_covers() -> None:
+    left, right = np.array([1, 1, 0], bool), np.array([0, 1, 1], bool)
+    structures = (Structure("organ", (1,)),)
+    values = paint([(left, 9), (right, 1)], structures, ignore=9)
+    assert values is not None and values.tolist() == [9, 9, 1]
+    assert codes_of(values, structures, 9).tolist() == [255, 255, 1]
