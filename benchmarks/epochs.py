@@ -5,7 +5,10 @@ Small MR-like volumes (36 x 50 x 35, two structures), patches of 40 x 56 x 40, t
 the patches. MONAI is run as its tutorials have it (fp32), and once more in bf16. CPU time of one process, one thread;
 warm-up dropped, contenders interleaved, median of three.
 
-    python benchmarks/epochs.py [--json] [--quick]
+With ``--cores 2`` medtl alone, by the clock: one process of two threads beside two of one thread each that train as one
+(``model.processes: 2``). Needs a machine that does nothing else.
+
+    python benchmarks/epochs.py [--json] [--quick] [--cores N]
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -167,16 +173,82 @@ def measure(epochs: dict[str, Callable[[], None]], repeats: int) -> dict[str, fl
     return {name: median(values) for name, values in seconds.items()}
 
 
+def by_the_clock(volumes: list[tuple[AnyArray, AnyArray]], threads: int, repeats: int) -> float:
+    """Be one process, or one of several that torchrun started; give the median seconds of an epoch."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(threads)
+    several = "RANK" in os.environ
+    if several:
+        dist.init_process_group("gloo")
+    seconds = []
+    with tempfile.TemporaryDirectory() as temporary:
+        epoch = ours(volumes, Path(temporary))
+        for _ in range(repeats + 1):
+            if several:
+                dist.barrier()
+            started = time.perf_counter()
+            epoch()
+            seconds.append(time.perf_counter() - started)
+    if several:
+        dist.destroy_process_group()
+    return median(seconds[1:])
+
+
+def compare_cores(cores: int, quick: bool) -> dict[str, float]:
+    """Give seconds of an epoch of one process with all cores, and of one process a core; three turns, their medians."""
+    run = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={cores}"]
+    ways = {f"one process, {cores} threads": [], f"{cores} processes, one thread each": run}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(1 if quick else 3):
+        for name, start in ways.items():
+            threads = 1 if start else cores
+            command = [sys.executable, *start, __file__, "--turn", str(threads), *(["--quick"] if quick else [])]
+            said = subprocess.run(
+                command,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            ).stdout
+            found[name].append(float(said.split()[-1]))
+    return {name: median(seconds) for name, seconds in found.items()}
+
+
+def show(found: dict[str, float], base: str, unit: str, as_json: bool) -> None:
+    """Print the table, and the figures for machines."""
+    table = Table("contender", unit, f"times {base}")
+    rows = []
+    for name, seconds in found.items():
+        ratio = seconds / found[base]
+        table.add_row(name, f"{seconds:.2f}", f"{ratio:.2f}")
+        rows.append({"name": name, "median": seconds, "unit": "s/epoch", "ratio": ratio})
+    Console().print(table)
+    if as_json:
+        print(json.dumps({"benchmark": "epochs", "rows": rows}))
+
+
 def main() -> None:
     """Run, print the table, and the figures for machines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
     parser.add_argument("--quick", action="store_true", help="two volumes, one repeat: to see that it works")
+    parser.add_argument("--cores", type=int, help="compare by the clock how medtl uses so many cores")
+    parser.add_argument("--turn", type=int, help=argparse.SUPPRESS)  # be one contender with so many threads
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
     volumes = volumes_of(2 if arguments.quick else 16)
+    if arguments.turn:
+        seconds = by_the_clock(volumes, arguments.turn, 1 if arguments.quick else 3)
+        if os.environ.get("RANK", "0") == "0":
+            print(seconds)
+        return
+    if arguments.cores:
+        found = compare_cores(arguments.cores, arguments.quick)
+        show(found, f"one process, {arguments.cores} threads", f"s an epoch, {len(volumes)} volumes", arguments.json)
+        return
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         epochs: dict[str, Any] = {
@@ -185,15 +257,7 @@ def main() -> None:
             "MONAI, CacheDataset, bf16": monai(volumes, folder, half=True),
         }
         found = measure(epochs, 1 if arguments.quick else 3)
-    table = Table("contender", "s an epoch (CPU time)", "medtl is faster by", title=f"{len(volumes)} volumes")
-    rows = []
-    for name, seconds in found.items():
-        ratio = seconds / found["medtl"]
-        table.add_row(name, f"{seconds:.2f}", f"{ratio:.1f}x")
-        rows.append({"name": name, "median": seconds, "unit": "s/epoch", "ratio": ratio})
-    Console().print(table)
-    if arguments.json:
-        print(json.dumps({"benchmark": "epochs", "rows": rows}))
+    show(found, "medtl", f"s an epoch (CPU time), {len(volumes)} volumes", arguments.json)
 
 
 if __name__ == "__main__":

@@ -458,13 +458,13 @@ def _flow(settings: Config, name: str, *more: Any) -> dict[str, Any]:
 
     from medtl.artifacts import Store
     from medtl.progress import listening
-    from pipelines.environment import prepare_prefect, unwrapped
+    from pipelines.environment import ended_by_signals, prepare_prefect, unwrapped
 
     Store(settings.workspace)
     log_to_file(settings.workspace)
     prepare_prefect(settings.workspace)
     flow: Callable[..., Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
-    with progress() as listener, listening(listener) if listener else nullcontext(), unwrapped():
+    with progress() as listener, listening(listener) if listener else nullcontext(), unwrapped(), ended_by_signals():
         result: dict[str, Any] = asyncio.run(flow(settings, *more))
     return result
 

@@ -85,6 +85,31 @@ def test_nothing_outlives_a_command_that_is_ended(config_file: Path, tmp_path: P
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_of_the_whole_group_is_obeyed(config_file: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Service managers and Ctrl-C end Prefect's server at the same moment: nobody is left to tell."""
+    command = [sys.executable, "-m", "pipelines.cli", "train", str(config_file), "--set", f"workspace={tmp_path / 'w'}"]
+    command += ["--set", "model.phases=[{name: head, unfreeze: head, epochs: 9000}]"]
+    said = tmp_path / "stderr.txt"
+    with said.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is off in what a shell started with &
+        )
+    try:
+        assert eventually(lambda: bool(list((tmp_path / "w").glob("unfinished/*/progress.safetensors"))), 120)
+        os.killpg(process.pid, number)
+        assert process.wait(60) == 128 + number, said.read_text()[-2000:]
+        assert "the same command goes on from here" in said.read_text()
+        assert eventually(lambda: not alive(process.pid), 20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def alive(group: int) -> bool:
     """Tell whether a process of a group is left."""
     try:
