@@ -78,9 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _end)
     code = call(arguments)
     if code in (_INTERRUPTED, _TERMINATED):  # a step may still be computing in its thread: what it saved is whole
-        from pipelines.environment import stop_server
-
-        stop_server()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -458,14 +455,17 @@ def _flow(settings: Config, name: str, *more: Any) -> dict[str, Any]:
 
     from medtl.artifacts import Store
     from medtl.progress import listening
-    from pipelines.environment import ended_by_signals, prepare_prefect, unwrapped
+    from pipelines.environment import ended_by_signals, prepare_prefect, small_server, unwrapped
 
     Store(settings.workspace)
     log_to_file(settings.workspace)
     prepare_prefect(settings.workspace)
-    flow: Callable[..., Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
-    with progress() as listener, listening(listener) if listener else nullcontext(), unwrapped(), ended_by_signals():
-        result: dict[str, Any] = asyncio.run(flow(settings, *more))
+    with small_server(settings.workspace) as ready:
+        flow: Callable[..., Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
+        ready()
+        shown = progress()
+        with shown as listener, listening(listener) if listener else nullcontext(), unwrapped(), ended_by_signals():
+            result: dict[str, Any] = asyncio.run(flow(settings, *more))
     return result
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from medtl.artifacts import storage_errors
@@ -60,6 +60,9 @@ def prepare_prefect(workspace: Path) -> None:
         )
 
 
+_ours: list[subprocess.Popen[bytes]] = []  # servers that this process has started
+
+
 @contextlib.contextmanager
 def server(workspace: Path, timeout_s: float = 120.0) -> Iterator[str]:
     """Run Prefect's server on a free loopback port while schedules are served; give its API's address.
@@ -69,45 +72,73 @@ def server(workspace: Path, timeout_s: float = 120.0) -> Iterator[str]:
     Raises:
         MedtlError: it does not answer in time.
     """
+    command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port"]
+    with _serving(workspace, command, timeout_s) as ready:
+        yield ready()
+
+
+@contextlib.contextmanager
+def small_server(workspace: Path, timeout_s: float = 120.0) -> Iterator[Callable[[], str]]:
+    """Run the part of Prefect's server that one flow needs, until this process ends, however it does.
+
+    It starts while others are imported; what is given waits for it and tells its address. Ctrl-C does not reach it, so
+    that a flow that is interrupted can still say so. A server that the user named (PREFECT_API_URL) is used instead.
+
+    Raises:
+        MedtlError: it does not answer in time.
+    """
+    with _serving(workspace, ["-m", "pipelines.server", str(os.getpid())], timeout_s) as ready:
+        yield ready
+
+
+@contextlib.contextmanager
+def _serving(workspace: Path, command: Sequence[str], timeout_s: float) -> Iterator[Callable[[], str]]:
     named = os.environ.get("PREFECT_API_URL")
     if named:
-        yield named
+        yield lambda: named
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     output = workspace.absolute() / "prefect" / "server.log"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with output.open("ab") as stream:
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        process = subprocess.Popen(command, stdout=stream, stderr=stream)  # noqa: S603 - our own interpreter
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter
+            [sys.executable, *command, str(port)], stdout=stream, stderr=stream, env=environment, start_new_session=True
+        )
+    _ours.append(process)
+    os.environ["PREFECT_API_URL"] = url
+
+    def ready() -> str:
+        _wait(process, f"{url}/health", timeout_s, output)
+        return url
+
+    try:
+        yield ready
+    finally:
+        os.environ.pop("PREFECT_API_URL", None)
+        stop_servers()
+
+
+def stop_servers() -> None:
+    """Stop the servers of Prefect that this process has started."""
+    while _ours:
+        process = _ours.pop()
+        process.terminate()
         try:
-            _wait(process, f"{url}/health", timeout_s, output)
-            os.environ["PREFECT_API_URL"] = url
-            yield url
-        finally:
-            os.environ.pop("PREFECT_API_URL", None)
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def stop_server() -> None:
-    """Stop the server that Prefect started for this process's flows, which it does itself only at an ordinary exit."""
-    started = sys.modules.get("prefect.server.api.server")
-    if started is not None:
-        started.SubprocessASGIServer().stop()
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextlib.contextmanager
-def ended_by_signals(within_s: float = 20.0) -> Iterator[None]:
+def ended_by_signals(within_s: float = 5.0) -> Iterator[None]:
     """End this process, with the code of its signal, where SIGTERM or SIGINT has not done so within some seconds.
 
-    A stopped flow tells Prefect's server before it goes. Where the whole group of processes was stopped, as service
-    managers and Ctrl-C do it, nobody answers, and Prefect asks for minutes. What steps have saved is whole either way.
+    A stopped flow tells Prefect's server before it goes. Where all processes were stopped, as service managers do it,
+    nobody answers, and Prefect asks for minutes. What steps have saved is whole either way.
     """
     heard, told = socket.socketpair()
     told.setblocking(False)
@@ -117,7 +148,7 @@ def ended_by_signals(within_s: float = 20.0) -> Iterator[None]:
         while number := heard.recv(1):  # nothing: closed
             if number[0] in (signal.SIGTERM, signal.SIGINT) and not over.wait(within_s):
                 sys.stderr.write("medtl: stopped by a signal; the same command goes on from here.\n")
-                stop_server()
+                stop_servers()
                 os._exit(128 + number[0])
 
     threading.Thread(target=watch, daemon=True, name="medtl-signals").start()
@@ -140,6 +171,16 @@ def _wait(process: subprocess.Popen[bytes], url: str, timeout_s: float, output: 
         else:
             return
     raise MedtlError(f"Prefect's server did not start within {timeout_s:g} s; its output is in '{output}'.")
+
+
+def end_with(started_by: int) -> None:
+    """End this process when the one that asked for it is gone: after a kill nobody else would."""
+    while True:
+        try:
+            os.kill(started_by, 0)
+        except OSError:  # gone, or its number is another user's by now
+            os._exit(1)
+        time.sleep(1.0)
 
 
 @contextlib.contextmanager

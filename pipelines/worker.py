@@ -8,24 +8,14 @@ import logging
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 
 from medtl.config import Config
 from medtl.errors import MedtlError
+from pipelines.environment import end_with
 from pipelines.training import Job, train_here
 
 _PATIENCE = datetime.timedelta(hours=12)  # the leader may run a trunk over everything before the others are needed
-
-
-def _end_with(started_by: int) -> None:
-    """End this process when the one that asked for it is gone: after a kill nobody else would."""
-    while True:
-        try:
-            os.kill(started_by, 0)
-        except OSError:  # gone, or its number is another user's by now
-            os._exit(1)
-        time.sleep(1.0)
 
 
 def main(path: Path) -> int:
@@ -34,7 +24,7 @@ def main(path: Path) -> int:
     import torch.distributed as dist
 
     said = json.loads(path.read_bytes())
-    threading.Thread(target=_end_with, args=(said["started_by"],), daemon=True).start()
+    threading.Thread(target=end_with, args=(said["started_by"],), daemon=True).start()
     folders = {name: Path(said[name]) for name in ("cohort", "split", "plan", "pack", "unfinished")}
     config = Config.model_validate(said["config"])
     job = Job(

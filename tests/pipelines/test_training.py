@@ -56,13 +56,14 @@ def test_processes_end_with_the_one_that_started_them(config_file: Path, tmp_pat
     try:
         assert eventually(lambda: bool(list(saved("*/progress.safetensors"))), 120)
     finally:
+        assert len(servers_of(process.pid)) == 1
         process.send_signal(signal.SIGKILL)
         process.wait()
     try:
-        assert eventually(lambda: not workers_of(tmp_path / "killed"), 60)
+        assert eventually(lambda: not workers_of(tmp_path / "killed") and not servers_of(process.pid), 60)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # Prefect's server, which outlives it
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("moment", ["before the flow", "in it"])
@@ -79,15 +80,17 @@ def test_nothing_outlives_a_command_that_is_ended(config_file: Path, tmp_path: P
         process.terminate()
         assert process.wait(60) == 143, said.read_text()[-2000:]
         assert "the same command goes on from here" in said.read_text()
-        assert eventually(lambda: not alive(process.pid), 20)
+        assert eventually(lambda: not alive(process.pid) and not servers_of(process.pid), 20)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_of_the_whole_group_is_obeyed(config_file: Path, tmp_path: Path, number: signal.Signals) -> None:
-    """Service managers and Ctrl-C end Prefect's server at the same moment: nobody is left to tell."""
+@pytest.mark.parametrize(("number", "server"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_a_stop_of_everything_at_once_is_obeyed(
+    config_file: Path, tmp_path: Path, number: signal.Signals, server: bool
+) -> None:
+    """A service manager ends Prefect's server at the same moment: nobody is left to tell. Ctrl-C leaves it alone."""
     command = [sys.executable, "-m", "pipelines.cli", "train", str(config_file), "--set", f"workspace={tmp_path / 'w'}"]
     command += ["--set", "model.phases=[{name: head, unfreeze: head, epochs: 9000}]"]
     said = tmp_path / "stderr.txt"
@@ -101,10 +104,14 @@ def test_a_stop_of_the_whole_group_is_obeyed(config_file: Path, tmp_path: Path, 
         )
     try:
         assert eventually(lambda: bool(list((tmp_path / "w").glob("unfinished/*/progress.safetensors"))), 120)
+        (of_prefect,) = servers_of(process.pid)
+        if server:
+            os.kill(of_prefect, signal.SIGKILL)
         os.killpg(process.pid, number)
         assert process.wait(60) == 128 + number, said.read_text()[-2000:]
         assert "the same command goes on from here" in said.read_text()
-        assert eventually(lambda: not alive(process.pid), 20)
+        assert eventually(lambda: not alive(process.pid) and not servers_of(process.pid), 20)
+        assert server or "run.failed" in (tmp_path / "w" / "audit.jsonl").read_text()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -119,15 +126,23 @@ def alive(group: int) -> bool:
     return True
 
 
-def workers_of(workspace: Path) -> list[str]:
-    """Give the command lines of living processes that work on a job of this workspace."""
-    lines = []
+def commands() -> dict[int, str]:
+    """Give the command lines of all living processes."""
+    lines = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:  # it has just ended
-            continue
-    return [line for line in lines if "pipelines.worker" in line and str(workspace) in line]
+        with contextlib.suppress(OSError):  # it has just ended
+            lines[int(path.parent.name)] = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return lines
+
+
+def workers_of(workspace: Path) -> list[int]:
+    """Give the processes that work on a job of this workspace."""
+    return [pid for pid, line in commands().items() if "pipelines.worker" in line and str(workspace) in line]
+
+
+def servers_of(command: int) -> list[int]:
+    """Give the processes that are Prefect's server for a command."""
+    return [pid for pid, line in commands().items() if f"pipelines.server {command} " in line]
 
 
 def eventually(condition: Callable[[], bool], seconds: float) -> bool:

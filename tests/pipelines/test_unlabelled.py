@@ -170,7 +170,7 @@ def test_a_killed_pretraining_ends_with_the_same_bits(
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("progress.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)  # with Prefect's server, which would outlive it
+    os.killpg(process.pid, signal.SIGKILL)  # with whatever it started
     process.wait(30)
     assert list(tmp_path.rglob("progress.safetensors")), "it was killed before it saved anything"
     again = medtl("pretrain", hospital / "archive.yaml", "--into", "archive", *words)
