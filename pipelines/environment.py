@@ -145,11 +145,12 @@ def ended_by_signals(within_s: float = 5.0) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while number := heard.recv(1):  # nothing: closed
-            if number[0] in (signal.SIGTERM, signal.SIGINT) and not over.wait(within_s):
-                sys.stderr.write("medtl: stopped by a signal; the same command goes on from here.\n")
-                stop_servers()
-                os._exit(128 + number[0])
+        with heard:
+            while number := heard.recv(1):  # nothing: closed
+                if number[0] in (signal.SIGTERM, signal.SIGINT) and not over.wait(within_s):
+                    sys.stderr.write("medtl: stopped by a signal; the same command goes on from here.\n")
+                    stop_servers()
+                    os._exit(128 + number[0])
 
     threading.Thread(target=watch, daemon=True, name="medtl-signals").start()
     before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
@@ -170,7 +171,8 @@ def _wait(process: subprocess.Popen[bytes], url: str, timeout_s: float, output: 
             time.sleep(0.3)
         else:
             return
-    raise MedtlError(f"Prefect's server did not start within {timeout_s:g} s; its output is in '{output}'.")
+    how = f"within {timeout_s:g} s" if process.poll() is None else f"(exit code {process.poll()})"
+    raise MedtlError(f"Prefect's server did not start {how}; its output is in '{output}'. Run the same command again.")
 
 
 def end_with(started_by: int) -> None:
