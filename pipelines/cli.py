@@ -78,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _end)
     code = call(arguments)
     if code in (_INTERRUPTED, _TERMINATED):  # a step may still be computing in its thread: what it saved is whole
+        from pipelines.environment import stop_servers
+
+        stop_servers()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -460,12 +463,11 @@ def _flow(settings: Config, name: str, *more: Any) -> dict[str, Any]:
     Store(settings.workspace)
     log_to_file(settings.workspace)
     prepare_prefect(settings.workspace)
-    with small_server(settings.workspace) as ready:
-        flow: Callable[..., Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
-        ready()
-        shown = progress()
-        with shown as listener, listening(listener) if listener else nullcontext(), unwrapped(), ended_by_signals():
-            result: dict[str, Any] = asyncio.run(flow(settings, *more))
+    ready = small_server(settings.workspace)
+    flow: Callable[..., Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
+    ready()
+    with progress() as listener, listening(listener) if listener else nullcontext(), unwrapped(), ended_by_signals():
+        result: dict[str, Any] = asyncio.run(flow(settings, *more))
     return result
 
 

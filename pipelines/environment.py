@@ -7,6 +7,7 @@ race its own database.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import resource
@@ -72,31 +73,35 @@ def server(workspace: Path, timeout_s: float = 120.0) -> Iterator[str]:
     Raises:
         MedtlError: it does not answer in time.
     """
-    command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port"]
-    with _serving(workspace, command, timeout_s) as ready:
-        yield ready()
-
-
-@contextlib.contextmanager
-def small_server(workspace: Path, timeout_s: float = 120.0) -> Iterator[Callable[[], str]]:
-    """Run the part of Prefect's server that one flow needs, until this process ends, however it does.
-
-    It starts while others are imported; what is given waits for it and tells its address. Ctrl-C does not reach it, so
-    that a flow that is interrupted can still say so. A server that the user named (PREFECT_API_URL) is used instead.
-
-    Raises:
-        MedtlError: it does not answer in time.
-    """
-    with _serving(workspace, ["-m", "pipelines.server", str(os.getpid())], timeout_s) as ready:
-        yield ready
-
-
-@contextlib.contextmanager
-def _serving(workspace: Path, command: Sequence[str], timeout_s: float) -> Iterator[Callable[[], str]]:
     named = os.environ.get("PREFECT_API_URL")
     if named:
-        yield lambda: named
+        yield named
         return
+    try:
+        yield _start(workspace, ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port"], timeout_s)()
+    finally:
+        os.environ.pop("PREFECT_API_URL", None)
+        stop_servers()
+
+
+def small_server(workspace: Path, timeout_s: float = 120.0) -> Callable[[], str]:
+    """Start the part of Prefect's server that flows need, for all flows of this process and until it ends, however.
+
+    Ctrl-C does not reach it, so that a flow that is interrupted can still say so. A server that the user named
+    (PREFECT_API_URL) is used instead.
+
+    Returns:
+        What waits for it and tells its API's address; other things may be imported meanwhile. It raises
+        :class:`MedtlError` where the server does not answer in time.
+    """
+    named = os.environ.get("PREFECT_API_URL")
+    if named:
+        return lambda: named
+    atexit.register(stop_servers)
+    return _start(workspace, ["-m", "pipelines.server", str(os.getpid())], timeout_s)
+
+
+def _start(workspace: Path, command: Sequence[str], timeout_s: float) -> Callable[[], str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -108,17 +113,13 @@ def _serving(workspace: Path, command: Sequence[str], timeout_s: float) -> Itera
             [sys.executable, *command, str(port)], stdout=stream, stderr=stream, env=environment, start_new_session=True
         )
     _ours.append(process)
-    os.environ["PREFECT_API_URL"] = url
+    os.environ["PREFECT_API_URL"] = url  # where Prefect, once it is imported, looks for good
 
     def ready() -> str:
         _wait(process, f"{url}/health", timeout_s, output)
         return url
 
-    try:
-        yield ready
-    finally:
-        os.environ.pop("PREFECT_API_URL", None)
-        stop_servers()
+    return ready
 
 
 def stop_servers() -> None:
