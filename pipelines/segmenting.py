@@ -74,7 +74,7 @@ def plan_grid(config: Config, scans: Artifact, cohort: Artifact, split: Artifact
         "split": split.digest,
         "config": config.dataset.grid.model_dump(mode="json"),
         "multiple": multiple,
-        "code": code_digest("dataset"),
+        "code": [code_digest("dataset"), file_digest(Path(__file__))],
     }
 
     def build(folder: Path) -> None:
@@ -711,7 +711,7 @@ def _painted(
     study: Study, by_id: Mapping[str, Scan], read: Any, structures: Sequence[Structure], ignore: int | None
 ) -> AnyArray:
     """Put the pieces of a DICOM mask together, as was done when the cohort was made."""
-    from medtl.studies.masks import paint
+    from medtl.regions import paint
 
     whole = paint(((read(by_id[region]), value) for region, value in study.regions), structures, ignore)
     assert whole is not None  # else the study were not in the cohort

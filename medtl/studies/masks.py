@@ -5,7 +5,7 @@ does not fit was drawn on something else, or one of the two headers is wrong, an
 mask may hold is what the config names: any other value could be a structure that a network would be taught not to see.
 
 A DICOM segmentation or structure set comes from intake in pieces, one for each region, already laid on its image. The
-pieces that the config names are put together here: each voxel gets the value of the piece that means most structures.
+pieces that the config names are put together (:func:`medtl.regions.paint`) and then judged like any other mask.
 
 A mask without any structure is left out unless ``studies.labels.empty_masks`` says ``keep``: where every scan shows the
 organ, an empty mask is a case that nobody finished; where lesions are sought, it is a person without one.
@@ -24,6 +24,7 @@ from medtl.config import LabelsConfig, StudiesConfig
 from medtl.progress import advance
 from medtl.pseudonyms import SEVERAL
 from medtl.records import AnyArray, Cohort, Exclusion, FloatArray, Scan, Structure, Study
+from medtl.regions import paint
 from medtl.studies.labels import (
     LabelRow,
     NamedFile,
@@ -76,32 +77,6 @@ def _numbers(config: LabelsConfig) -> dict[str, int]:
     shown = ((one,) if isinstance(one, int | str) else one for one in config.structures.values())
     words = dict.fromkeys(part.casefold() for parts in shown for part in parts if isinstance(part, str))
     return {word: number for number, word in enumerate(words, 1)}
-
-
-def paint(
-    regions: Iterable[tuple[AnyArray, int]], structures: Sequence[Structure], ignore: int | None = None
-) -> AnyArray | None:
-    """Give each voxel one value from pieces that may overlap.
-
-    Where pieces overlap, the value of one of them must stand for all: one whose value is in every structure that the
-    others' values are in (``tumour: [core, edema]``, ``core: core``), or the ignored one.
-
-    Args:
-        regions: each piece, 0 outside, all of one shape; and its value.
-
-    Returns:
-        uint16 in the pieces' shape, 0 outside of all; ``None`` where no value stands for both of two that overlap.
-    """
-    means = {v: {at for at, one in enumerate(structures) if v in one.values} for one in structures for v in one.values}
-    drawn = sorted(regions, key=lambda one: (one[1] == ignore, len(means.get(one[1], ()))))
-    values = np.zeros(drawn[0][0].shape, np.uint16)
-    for pixels, value in drawn:
-        values[np.asarray(pixels) != 0] = value
-    for pixels, value in drawn:
-        final = {int(one) for one in np.unique(values[np.asarray(pixels) != 0])}
-        if any(one != ignore and not means.get(one, set()) >= means.get(value, set()) for one in final):
-            return None
-    return values
 
 
 def build_cohort(
@@ -202,9 +177,12 @@ class _Files:
         return hits[0] if hits else None
 
     def regions(self, file: NamedFile | None) -> list[Scan]:
-        """Give the pieces that the named file, a DICOM segmentation or structure set, came as."""
+        """Give the pieces that the named file, a DICOM segmentation or structure set, came as.
+
+        Pieces of one file have the same names; a bare name that is two files' means neither.
+        """
         found = (self._regions.get(key, []) for key in (file.keys if file is not None else ()))
-        return next((hit for hit in found if len({one.series for one in hit}) == 1), [])
+        return next((hit for hit in found if len({one.keys for one in hit}) == 1), [])
 
     def is_mask(self, scan: Scan) -> bool:
         """Tell a scan that rows name as mask or field alone."""

@@ -86,7 +86,7 @@ def test_a_network_for_hippocampi_outlines_a_dicom_series_and_its_segmentation_l
 ) -> None:
     few = copied(real_data / "data" / "hippocampus", tmp_path / "few", 40)
     own = f"workspace={tmp_path / 'w'}"
-    quick = ["dataset.grid.filters=16", "model.segmenter.ema=0.98", "model.processes=1", "model.threads=1"]
+    quick = ["dataset.grid.filters=16", "model.segmenter.ema=0.98", "model.threads=1"]
     quick += ["model.phases=[{name: all, unfreeze: all, epochs: 8, lr: 4e-3, decay: 1.0, batchnorm: with_stage}]"]
     gate = "registry.promotion.gate=[{metric: dice, bound: low, at_least: 0.6}]"
     summary = call("run", own, f"scans.source={few}", gate, *quick)

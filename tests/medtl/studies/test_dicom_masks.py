@@ -17,10 +17,10 @@ from medtl.dataset.grid import codes_of
 from medtl.dataset.io import read_grid, read_volumes
 from medtl.errors import StudyError
 from medtl.records import Cohort, Structure
+from medtl.regions import paint
 from medtl.scans.masks import STRUCTURES
 from medtl.scans.segments import PixelStore
 from medtl.studies.io import read_cohort
-from medtl.studies.masks import paint
 from pipelines import segmenting, steps
 
 hd = pytest.importorskip("highdicom")
@@ -208,6 +208,21 @@ def test_a_mask_of_another_image_is_refused(tmp_path: Path) -> None:
     table.write_text("image,mask,patient\nct-p,drawn-qq.dcm,p\nct-qq,drawn-qq.dcm,qq\n")
     cohort = cohort_of(configured(tmp_path, {"tumour": "tumour"}))
     assert len(cohort.studies) == 1 and [one.code for one in cohort.exclusions] == ["mask_elsewhere"]
+
+
+def test_a_bare_name_that_two_files_have_means_neither(tmp_path: Path) -> None:
+    write_cases(tmp_path, write_seg, ("tumour",), WHOLE)
+    images = write_series(tmp_path / "scans" / "ct-rrr", "rrr")
+    for reader, drawn in (("one", WHOLE), ("two", ASIDE)):
+        (tmp_path / "scans" / reader).mkdir()
+        write_seg(tmp_path / "scans" / reader / "seg.dcm", images, ("tumour",), drawn)
+    table = tmp_path / "scans" / "labels.csv"
+    rows, config = table.read_text(), configured(tmp_path, {"tumour": "tumour"})
+    for named in ("seg.dcm", "three/seg.dcm"):
+        table.write_text(f"{rows}ct-rrr,{named},rrr\n")
+        assert [one.code for one in cohort_of(config).exclusions] == ["mask_missing"]
+    table.write_text(f"{rows}ct-rrr,two/seg.dcm,rrr\n")
+    assert sum(bool((codes_[ASIDE] == 1).all()) for codes_ in truths(config)) == 1
 
 
 @pytest.mark.parametrize(
