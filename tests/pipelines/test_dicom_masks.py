@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +32,34 @@ Array = np.ndarray[Any, Any]
 SPACE = (6, 16, 20)  # slices, rows, columns
 WHOLE, CORE = (slice(1, 5), slice(4, 12), slice(5, 15)), (slice(2, 4), slice(6, 10), slice(8, 12))
 ASIDE = (slice(1, 5), slice(13, 15), slice(2, 18))
+RUN = """
+name: drawn
+workspace: {workspace}
+scans: {{source: {folder}/scans, read: volumes, stable_seconds: 0, key_file: {folder}/key}}
+studies: {{labels: {{path: image, mask: mask, patient: patient, structures: {{tumour: [tumour, core], core: core}}}}}}
+dataset: {{split: {{val: 0.25, test: 0.25}}, grid: {{filters: 8}}}}
+model:
+  weights: none
+  threads: 1
+  phases: [{{name: all, unfreeze: all, epochs: 30, lr: 1.0e-2, decay: 1.0, batchnorm: with_stage}}]
+evaluation: {{uncertainty: {{resamples: 200}}}}
+registry: {{promotion: {{gate: [{{metric: dice, bound: value, at_least: 0.0}}]}}}}
+"""
 
 
-def inside(*boxes: tuple[slice, ...]) -> Array:
-    drawn = np.zeros((*SPACE, len(boxes)), np.uint8)
+def inside(*boxes: tuple[slice, ...], space: tuple[int, int, int] = SPACE) -> Array:
+    drawn = np.zeros((*space, len(boxes)), np.uint8)
     for number, box in enumerate(boxes):
         drawn[(*box, number)] = 1
     return drawn
 
 
-def write_series(folder: Path, patient: str) -> list[Dataset]:
+def write_series(folder: Path, patient: str, volume: Array | None = None) -> list[Dataset]:
+    if volume is None:
+        volume = np.random.default_rng(len(patient)).integers(0, 2000, SPACE)
     folder.mkdir(parents=True)
     study, series, frame, slices = generate_uid(), generate_uid(), generate_uid(), []
-    for number, pixels in enumerate(np.random.default_rng(len(patient)).integers(0, 2000, SPACE)):
+    for number, pixels in enumerate(volume):
         ct = Dataset()
         ct.file_meta = FileMetaDataset()
         ct.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -52,7 +70,7 @@ def write_series(folder: Path, patient: str) -> list[Dataset]:
         ct.StudyDate = ct.StudyTime = ct.StudyID = ct.AccessionNumber = ct.ReferringPhysicianName = ""
         ct.Modality, ct.SeriesNumber, ct.InstanceNumber = "CT", 1, number + 1
         ct.ImageType, ct.PositionReferenceIndicator = ["ORIGINAL", "PRIMARY", "AXIAL"], ""
-        ct.Rows, ct.Columns = SPACE[1:]
+        ct.Rows, ct.Columns = volume.shape[1:]
         ct.SamplesPerPixel, ct.PhotometricInterpretation = 1, "MONOCHROME2"
         ct.BitsAllocated, ct.BitsStored, ct.HighBit, ct.PixelRepresentation = 16, 16, 15, 0
         ct.RescaleSlope, ct.RescaleIntercept = 1, -1000
@@ -69,8 +87,9 @@ def write_seg(path: Path, images: list[Dataset], names: tuple[str, ...], *boxes:
         hd.seg.SegmentDescription(number, name, codes.SCT.Tissue, codes.SCT.Bone, algorithm_type="MANUAL")
         for number, name in enumerate(names, 1)
     ]
+    drawn = inside(*boxes, space=(len(images), images[0].Rows, images[0].Columns))
     hd.seg.Segmentation(
-        images, inside(*boxes), "BINARY", described, generate_uid(), 2, generate_uid(), 1, "M", "M", "1", "1"
+        images, drawn, "BINARY", described, generate_uid(), 2, generate_uid(), 1, "M", "M", "1", "1"
     ).save_as(path)
 
 
@@ -244,3 +263,28 @@ def test_what_is_ignored_wins_over_what_it_covers() -> None:
     values = paint([(left, 9), (right, 1)], structures, ignore=9)
     assert values is not None and values.tolist() == [9, 9, 1]
     assert codes_of(values, structures, 9).tolist() == [255, 255, 1]
+
+
+@pytest.mark.prefect
+@pytest.mark.slow
+def test_a_run_learns_from_what_was_drawn_in_either_way(tmp_path: Path) -> None:
+    rng, rows = np.random.default_rng(0), ["image,mask,patient"]
+    for number in range(16):
+        row, column = rng.integers(4, 16, 2)
+        whole = (slice(1, 7), slice(row, row + 10), slice(column, column + 10))
+        core = (slice(2, 5), slice(row + 3, row + 7), slice(column + 3, column + 7))
+        volume = rng.integers(0, 400, (8, 32, 32))
+        volume[whole] += 800
+        volume[core] += 700
+        images = write_series(tmp_path / "scans" / f"ct{number}", f"p{number}", volume)
+        write = write_seg if number % 2 else write_structures
+        write(tmp_path / "scans" / f"drawn{number}.dcm", images, ("Tumour", "Core"), whole, core)
+        rows.append(f"ct{number},drawn{number}.dcm,p{number}")
+    (tmp_path / "scans" / "labels.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "drawn.yaml").write_text(RUN.format(workspace=tmp_path / "w", folder=tmp_path))
+    command = [sys.executable, "-m", "pipelines.cli", "run", str(tmp_path / "drawn.yaml"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["split"] == {"train": 8, "val": 4, "test": 4}
+    assert summary["metrics"]["dice"]["low"] > 0.8
