@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -173,6 +174,7 @@ def test_what_is_packed_for_training_is_what_was_drawn(tmp_path: Path) -> None:
     plan = segmenting.plan_grid(config, scans, cohort, steps.split_by_patient(config, scans, cohort))
     volumes = read_volumes(segmenting.pack_volumes(config, scans, cohort, plan).path)
     assert read_grid(plan.path).overlapping and len(volumes.study_ids) == 8
+    assert read_grid(plan.path).facts["shown"] == {"tumour": 5, "core": 5}  # in the training part
     for row in range(8):
         codes_ = np.asarray(volumes.codes(row))
         assert int((codes_ == 0b11).sum()) == int(inside(CORE).sum())
@@ -210,7 +212,7 @@ def test_regions_that_nothing_names_are_refused_or_said_to_be_background(tmp_pat
 
 
 def test_the_reason_tells_which_regions_nothing_names(tmp_path: Path) -> None:
-    write_cases(tmp_path, write_seg, ("tumour", "couch"), WHOLE, ASIDE)
+    write_cases(tmp_path, write_seg, ("tumour", "couch", "air"), WHOLE, ASIDE, ASIDE)
     images = write_series(tmp_path / "scans" / "ct-rrr", "rrr")
     write_seg(tmp_path / "scans" / "drawn-rrr.dcm", images, ("tumour",), WHOLE)
     with (tmp_path / "scans" / "labels.csv").open("a") as table:
@@ -218,7 +220,22 @@ def test_the_reason_tells_which_regions_nothing_names(tmp_path: Path) -> None:
     cohort = cohort_of(configured(tmp_path, {"tumour": "tumour"}))
     assert len(cohort.studies) == 1 and len(cohort.exclusions) == 2
     reason = cohort.exclusions[0].reason
-    assert "regions of number 2" in reason and "other_regions: background" in reason and "couch" not in reason
+    assert "regions of number 2, 3;" in reason and "other_regions: background" in reason and "couch" not in reason
+
+
+def test_a_mask_of_values_has_no_regions_to_name(tmp_path: Path) -> None:
+    write_cases(tmp_path, write_seg, ("tumour",), WHOLE)
+    values = np.zeros(SPACE, np.uint8)
+    values[WHOLE] = 1
+    affine = np.array([[-1.0, 0, 0, 10], [0, -1.0, 0, 10], [0, 0, 3.0, 0], [0, 0, 0, 1]])  # RAS: columns, rows, slices
+    nibabel.save(nibabel.Nifti1Image(values.T, affine), tmp_path / "scans" / "drawn.nii.gz")
+    images = write_series(tmp_path / "scans" / "ct-rrr", "rrr")
+    assert len(images) == len(values)
+    with (tmp_path / "scans" / "labels.csv").open("a") as table:
+        table.write("ct-rrr,drawn.nii.gz,rrr\n")
+    by_words = cohort_of(configured(tmp_path, {"tumour": "tumour"}))
+    assert [one.code for one in by_words.exclusions] == ["mask_has_no_regions"] and len(by_words.studies) == 2
+    assert len(cohort_of(configured(tmp_path, {"tumour": 1})).studies) == 3
 
 
 def test_a_mask_of_another_image_is_refused(tmp_path: Path) -> None:
