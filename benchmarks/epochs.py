@@ -39,7 +39,7 @@ from medtl.config import GridConfig, ModelConfig, PatchesConfig
 from medtl.dataset import grid
 from medtl.dataset.io import read_volumes, write_volumes
 from medtl.dataset.patches import Patches
-from medtl.model import fit, segmenter
+from medtl.model import segmenter, trainer
 from medtl.model.segment_fit import SegmentMaterial, fit_segmenter
 from medtl.records import AnyArray, GridPlan, Scan, Structure
 
@@ -54,7 +54,7 @@ class Nothing:
     def load(self) -> None:
         """Give nothing."""
 
-    def save(self, progress: fit.Progress) -> None:
+    def save(self, progress: trainer.Progress) -> None:
         """Keep nothing."""
 
 

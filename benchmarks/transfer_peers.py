@@ -523,7 +523,8 @@ def run_medtl(job: Job, clock: Clock) -> tuple[list[tuple[float, float]], str]:
     dropout 0.2, grey images in one channel). Matched: fp32, BatchNorm with its stage, no dropout, three channels.
     """
     from medtl.config import CacheConfig, ModelConfig, PhaseConfig
-    from medtl.model.fit import device_of, fit, make_deterministic, precision_of
+    from medtl.model.devices import device_of, make_deterministic, precision_of
+    from medtl.model.fit import fit
     from medtl.model.io import FolderActivations, FolderSaver
     from medtl.model.surgery import HEAD, cut
     from medtl.progress import listening

@@ -220,7 +220,7 @@ def _plan_of_images(config: Config, common: Common) -> Artifact:
 
 def probe(common: Common, candidate: Candidate, heads: Sequence[Kind]) -> Artifact:
     """Pack images for a backbone, run its trunk once, and judge heads on its features by cross-validation."""
-    from medtl.model import fit
+    from medtl.model import devices
     from medtl.model.vault import Vault, resolve_weights
 
     config = _with(common.config, candidate)
@@ -228,7 +228,7 @@ def probe(common: Common, candidate: Candidate, heads: Sequence[Kind]) -> Artifa
     pack = steps.pack_images(config, common.scans, common.cohort, plan)
     vault = Vault(training.vault_folder(config))
     weights = resolve_weights(config.model.origin, candidate.backbone, vault, config.model.fetch)
-    device = fit.device_of(config.model)
+    device = devices.device_of(config.model)
     inputs = {
         "split": common.split.digest,
         "pack": pack.digest,
@@ -238,7 +238,7 @@ def probe(common: Common, candidate: Candidate, heads: Sequence[Kind]) -> Artifa
         "heads": list(heads),
         "batch_size": config.model.batch_size,
         "threads": config.model.threads,
-        "device": [device.type, fit.precision_of(config.model, device)],
+        "device": [device.type, devices.precision_of(config.model, device)],
         "seed": config.seed,
         "code": code_digest("model", "dataset"),
         "composition": _own_code(),
@@ -255,12 +255,12 @@ def _measure(
     import numpy as np
 
     from medtl.dataset.io import read_pack, read_plan
-    from medtl.model import features, fit
+    from medtl.model import devices, features
     from medtl.model.advise import out_of_fold
 
-    device = fit.device_of(config.model)
-    precision = fit.precision_of(config.model, device)
-    fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
+    device = devices.device_of(config.model)
+    precision = devices.precision_of(config.model, device)
+    devices.make_deterministic(config.seed, training.threads_for(config.model, 1))
     network, report = training.network_for(config, common.known, read_plan(plan.path))
     pixels, size = read_pack(pack.path), config.model.batch_size
     rows = np.asarray(common.rows([*common.parts.train, *common.parts.val]))
@@ -365,7 +365,7 @@ def _train_reference(
 ) -> None:
     from medtl.dataset.io import read_pack
     from medtl.dataset.loading import EvaluationBatches
-    from medtl.model import fit, io
+    from medtl.model import devices, io
     from medtl.model.predict import predict
 
     started = time.perf_counter()
@@ -374,7 +374,9 @@ def _train_reference(
     rows = common.rows(common.parts.val)
     batches = EvaluationBatches(read_pack(pack.path), common.known.targets, rows, config.model.batch_size)
     network = io.read_network(checkpoint.path)
-    save_array(folder / "probabilities.npy", predict(network, batches, common.known.task, fit.device_of(config.model)))
+    save_array(
+        folder / "probabilities.npy", predict(network, batches, common.known.task, devices.device_of(config.model))
+    )
     write_json(folder / _FACTS, {"seconds": seconds, "weights": io.read_checkpoint(checkpoint.path).weights.source})
 
 

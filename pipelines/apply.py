@@ -43,7 +43,7 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
     from medtl.delivery import table
     from medtl.delivery.io import write_table
     from medtl.evaluation.io import read_evaluation
-    from medtl.model import fit, io
+    from medtl.model import devices, io
     from medtl.model.predict import look
     from medtl.monitoring.tally import tally
     from medtl.registry.io import Register
@@ -70,11 +70,11 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
             images = np.concatenate([prepare_scan(pixels(scan), scan, plan) for scan in found[start : start + size]])
             yield images, np.full((len(images), len(plan.classes)), np.nan)
 
-    fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
+    devices.make_deterministic(config.seed, training.threads_for(config.model, 1))
     probabilities: FloatArray = np.zeros((0, len(plan.classes)))
     weighed = Weighed()
     if found:
-        by_row, inside = look(io.read_network(folder), batches(), plan.task, fit.device_of(config.model))
+        by_row, inside = look(io.read_network(folder), batches(), plan.task, devices.device_of(config.model))
         features = inside.reshape(len(found), -1, inside.shape[1]).mean(axis=1)
         probabilities, weighed = weigh(folder, voted(by_row, plan.slices), features, evaluation)
     decisions = table.decide(probabilities, evaluation)

@@ -90,7 +90,7 @@ def look_inside(config: Config, checkpoint: Artifact, prepared: Prepared) -> Art
     """Checkpoint and images -> the features that enter its head, of every part; slices of a volume are averaged."""
     from medtl.dataset.io import read_pack, read_split
     from medtl.dataset.loading import EvaluationBatches, rows_of, slices_of
-    from medtl.model import fit, io
+    from medtl.model import devices, io
     from medtl.model.predict import look
     from medtl.studies.io import read_cohort
 
@@ -106,9 +106,9 @@ def look_inside(config: Config, checkpoint: Artifact, prepared: Prepared) -> Art
     def build(folder: Path) -> None:
         known, split = read_cohort(prepared.cohort.path), read_split(prepared.split.path)
         images, network = read_pack(prepared.pack.path), io.read_network(checkpoint.path)
-        slices, device = slices_of(images, len(known.studies)), fit.device_of(config.model)
+        slices, device = slices_of(images, len(known.studies)), devices.device_of(config.model)
         place = {study.study_id: row for row, study in enumerate(known.studies)}
-        fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
+        devices.make_deterministic(config.seed, training.threads_for(config.model, 1))
         for part in PARTS:
             shown = rows_of([place[study] for study in split.part(part)], slices)
             batches = EvaluationBatches(images, np.repeat(known.targets, slices, 0), shown, config.model.batch_size)
@@ -141,7 +141,7 @@ def stress(config: Config, prepared: Prepared, trained: Trained) -> Artifact:
     from medtl.evaluation.comparison import compare
     from medtl.evaluation.grouped import mean_auroc
     from medtl.evaluation.io import read_predictions
-    from medtl.model import fit, io
+    from medtl.model import devices, io
     from medtl.model.predict import predict
     from medtl.progress import advance
     from medtl.studies.io import read_cohort
@@ -166,8 +166,8 @@ def stress(config: Config, prepared: Prepared, trained: Trained) -> Artifact:
         place = {study.study_id: row for row, study in enumerate(known.studies)}
         rows = rows_of([place[study] for study in split.test], slices)
         fitted = read_record(trained.calibrator.path / CALIBRATOR, Calibrator)
-        network, device = io.read_network(trained.checkpoint.path), fit.device_of(config.model)
-        fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
+        network, device = io.read_network(trained.checkpoint.path), devices.device_of(config.model)
+        devices.make_deterministic(config.seed, training.threads_for(config.model, 1))
         size, found = config.model.batch_size, []
         strengths: tuple[Strength, ...] = ("mild", "strong")
         asked = [(name, strength) for name in PERTURBATIONS for strength in strengths]

@@ -76,7 +76,7 @@ def _explain(config: Config, prepared: Prepared, trained: Trained, folder: Path)
     from medtl.dataset.loading import slices_of
     from medtl.evaluation.cases import telling_cases
     from medtl.evaluation.io import read_evaluation, read_predictions
-    from medtl.model import fit, io
+    from medtl.model import devices, io
     from medtl.model.cache import to_images
     from medtl.model.explain import check_sanity
     from medtl.studies.io import read_cohort
@@ -86,13 +86,13 @@ def _explain(config: Config, prepared: Prepared, trained: Trained, folder: Path)
     )  # fmt: skip
     points = read_evaluation(trained.evaluation.path).operating_points
     telling = telling_cases(test, plan.task, plan.classes, points, _EACH)
-    pixels, device = read_pack(prepared.pack.path), fit.device_of(config.model)
+    pixels, device = read_pack(prepared.pack.path), devices.device_of(config.model)
     slices = slices_of(pixels, len(known.studies))
     place = {study.study_id: row for row, study in enumerate(known.studies)}
     # of a volume that is shown as slices, the middle one
     rows = [place[test.study_ids[one.row]] * slices + slices // 2 for one in telling]
     asked = [one.asked for one in telling]
-    fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
+    devices.make_deterministic(config.seed, training.threads_for(config.model, 1))
     network = io.read_network(trained.checkpoint.path).to(device).eval()
     images = to_images(pixels[rows], device)
     how, method, note, maps = _look(config.evaluation.explain, network, images, asked, plan.task)

@@ -48,7 +48,7 @@ def lr_find(
 def measure(config: Config, phase: str | None) -> RangeTest:
     """Bring the training part and the network together, and run the test; what is prepared already is used."""
     from medtl.dataset.io import read_pack, read_plan, read_split
-    from medtl.model import fit
+    from medtl.model import devices
     from medtl.model.lr_find import find_learning_rate
     from medtl.studies.io import read_cohort
     from pipelines import steps, training
@@ -59,7 +59,7 @@ def measure(config: Config, phase: str | None) -> RangeTest:
     plan = steps.make_plan(config, scans, cohort, split)
     pack = steps.pack_images(config, scans, cohort, plan)
     known, parts, how = read_cohort(cohort.path), read_split(split.path), read_plan(plan.path)
-    fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
+    devices.make_deterministic(config.seed, training.threads_for(config.model, 1))
     network, _ = training.network_for(config, known, how)
     material = training.material_for(config, known, parts, read_pack(pack.path), pack.digest)
     return find_learning_rate(network, material, config.model, config.seed, phase)

@@ -191,12 +191,12 @@ def _folds_within(config: Config, prepared: Prepared, count: int) -> list[Artifa
 
 def _fit_one(config: Config, prepared: Prepared, label: str) -> Artifact:
     """Train one network, phase by phase; go on where an interrupted run was."""
-    from medtl.model import fit, io
+    from medtl.model import devices, io
     from medtl.model.vault import Vault, resolve_weights
 
     model = config.model
     weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
-    device = fit.device_of(model)
+    device = devices.device_of(model)
     threads = training.threads_for(model)
     left_out = set(steps.BY_THEMSELVES) - {"inference"}  # which validates
     inputs = {
@@ -212,7 +212,7 @@ def _fit_one(config: Config, prepared: Prepared, label: str) -> Artifact:
         "weights": [weights.sha256, asdict(weights.contract) if weights.contract else None] if weights else None,
         "seed": config.seed,
         "device": device.type,
-        "precision": fit.precision_of(model, device),
+        "precision": devices.precision_of(model, device),
         "threads": threads,
         "code": [*training.code_of_training(), file_digest(Path(__file__))],
         "libraries": training.versions("torch", "torchvision", "monai", "numpy"),
@@ -231,24 +231,24 @@ def train_here(job: training.Job, folder: Path) -> None:
     from medtl.dataset.io import read_grid, read_split, read_volumes
     from medtl.dataset.patches import Patches
     from medtl.evaluation.superiority import share_of_means_better
-    from medtl.model import fit, io, parallel, segment_fit, segmenter
+    from medtl.model import devices, io, parallel, segment_fit, segmenter
     from medtl.model.vault import Vault, resolve_weights
     from medtl.studies.io import read_cohort
 
     config, model = job.config, job.config.model
     cohort, split, plan = read_cohort(job.cohort), read_split(job.split), read_grid(job.plan)
-    fit.make_deterministic(config.seed, job.threads)
+    devices.make_deterministic(config.seed, job.threads)
     weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
     network, report = segmenter.build(plan, model, config.seed, weights)
     if parallel.rank() == 0:
         log.info("weights of %s: %s, %.1f %% of the trunk", network.kind, report.source, 100 * report.share)
-    device = fit.device_of(model)
+    device = devices.device_of(model)
     network = parallel.prepare(network, model.schedule, device)
     volumes = read_volumes(job.pack)
     row = {study_id: number for number, study_id in enumerate(volumes.study_ids)}
     patient = {study.study_id: study.patient for study in cohort.studies}
     val = sorted(split.val, key=row.__getitem__)
-    precision = fit.precision_of(model, device)
+    precision = devices.precision_of(model, device)
 
     def validate(trained: SegmenterNetwork) -> FloatArray:
         mine = parallel.share_of(np.arange(len(val)), whole=True)
@@ -639,11 +639,11 @@ class Segmenter:
 
     def __init__(self, config: Config, checkpoint: Path, plan: Path) -> None:
         from medtl.dataset.io import read_grid
-        from medtl.model import fit, io
+        from medtl.model import devices, io
 
-        fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
+        devices.make_deterministic(config.seed, training.threads_for(config.model, 1))
         self.settings, self.plan = io.read_inference(checkpoint), read_grid(plan)
-        self.device = fit.device_of(config.model)
+        self.device = devices.device_of(config.model)
         self.networks = io.read_segmenters(checkpoint, self.plan)
         trained_in: Any = io.read_checkpoint(checkpoint).environment["precision"]
         wanted = self.settings.precision

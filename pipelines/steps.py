@@ -520,15 +520,15 @@ def fit_in_phases(
 
     ``shared`` keeps the frozen layers' activations of the whole cohort, for other folds.
     """
-    from medtl.model import fit, io
+    from medtl.model import devices, io
     from medtl.model.cache import choose_numbers
     from medtl.model.vault import Vault, resolve_weights
 
     model = training.scratch_model(config.model) if scratch else config.model
     settings = config.model_copy(update={"model": model})
     weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
-    device = fit.device_of(model)
-    precision = fit.precision_of(model, device)
+    device = devices.device_of(model)
+    precision = devices.precision_of(model, device)
     threads = training.threads_for(model)
     inputs = {
         "cohort": cohort.digest,  # the labels
@@ -615,7 +615,7 @@ def predict_part(
     from medtl.dataset import io as dataset_io
     from medtl.dataset.loading import EvaluationBatches, rows_of, slices_of, voted
     from medtl.evaluation.io import write_predictions
-    from medtl.model import fit, io
+    from medtl.model import devices, io
     from medtl.model.predict import predict
     from medtl.studies.io import read_cohort
 
@@ -638,9 +638,9 @@ def predict_part(
         images, targets = dataset_io.read_pack(pack.path), known.targets
         slices = slices_of(images, len(known.studies))
         shown = rows_of([rows[s] for s in chosen], slices)
-        fit.make_deterministic(config.seed, training.threads_for(config.model, 1))
+        devices.make_deterministic(config.seed, training.threads_for(config.model, 1))
         batches = EvaluationBatches(images, np.repeat(targets, slices, 0), shown, config.model.batch_size)
-        by_row = predict(io.read_network(checkpoint.path), batches, known.task, fit.device_of(config.model))
+        by_row = predict(io.read_network(checkpoint.path), batches, known.task, devices.device_of(config.model))
         probabilities = voted(by_row, slices)
         patient = {study.study_id: study.patient for study in known.studies}
         write_predictions(

@@ -75,16 +75,16 @@ def train_here(job: Job, folder: Path) -> None:
         segmenting.train_here(job, folder)
         return
     from medtl.dataset.io import read_pack, read_plan, read_split
-    from medtl.model import estimate, fit, io, parallel
+    from medtl.model import devices, estimate, fit, io, parallel
     from medtl.studies.io import read_cohort
 
     config, model = job.config, job.config.model
     cohort, split, plan = read_cohort(job.cohort), read_split(job.split), read_plan(job.plan)
-    fit.make_deterministic(config.seed, job.threads)
+    devices.make_deterministic(config.seed, job.threads)
     network, report = network_for(config, cohort, plan)
     if parallel.rank() == 0:
         log.info("weights of %s: %s, %.1f %% of the trunk", model.backbone, report.source, 100 * report.share)
-    device = fit.device_of(model)
+    device = devices.device_of(model)
     network = parallel.prepare(network, model.schedule, device)
     material = material_for(config, cohort, split, read_pack(job.pack), job.pack_digest, job.shared)
     store = activations_of(config)
@@ -104,7 +104,7 @@ def train_here(job: Job, folder: Path) -> None:
         "channels": plan.channels,
         "size": plan.size,
         **described_by(network, report, phases, history),
-        "environment": environment_of(job, device.type, fit.precision_of(model, device)),
+        "environment": environment_of(job, device.type, devices.precision_of(model, device)),
     }
     io.write_checkpoint(folder, network.to("cpu"), described)
 
@@ -190,7 +190,7 @@ def describe_scans(config: Config, scans: Sequence[Scan], read: Callable[[Scan],
     Weights that fill too little of the backbone pass here: training refuses them, and knows by how much.
     """
     from medtl.dataset.lookalikes import SIDE, thumbnail
-    from medtl.model import fit, io
+    from medtl.model import devices, io
     from medtl.model.features import describe
     from medtl.model.surgery import backbone
     from medtl.model.vault import Vault, resolve_weights
@@ -198,9 +198,9 @@ def describe_scans(config: Config, scans: Sequence[Scan], read: Callable[[Scan],
     model, row = config.model, backbone(config.model.backbone)
     side = -(-max(row.min_size, SIDE) // row.multiple) * row.multiple
     weights = resolve_weights(model.origin, model.backbone, Vault(vault_folder(config)), model.fetch)
-    fit.make_deterministic(config.seed, threads_for(model, 1))
+    devices.make_deterministic(config.seed, threads_for(model, 1))
     network, _ = io.build_network(model.backbone, side, 3, 1, 0.0, weights, min_share=0.0, seed=0)
-    found, device = [], fit.device_of(model)
+    found, device = [], devices.device_of(model)
     with ThreadPoolExecutor(config.scans.workers) as pool:
         for start in range(0, len(scans), _AT_ONCE):
             some = scans[start : start + _AT_ONCE]

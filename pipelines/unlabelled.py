@@ -164,10 +164,10 @@ def pack_scans(config: Config, scans: Artifact, cohort: Artifact, split: Artifac
 
 def fit_reconstruction(config: Config, prepared: Prepared) -> Artifact:
     """Packed scans -> checkpoint that fills in what is hidden; goes on where an interrupted run was."""
-    from medtl.model import fit, io
+    from medtl.model import devices, io
 
     model = config.model
-    device = fit.device_of(model)
+    device = devices.device_of(model)
     threads = training.threads_for(model)
     left_out = set(steps.BY_THEMSELVES) - {"reconstruct"}
     inputs = {
@@ -182,7 +182,7 @@ def fit_reconstruction(config: Config, prepared: Prepared) -> Artifact:
         "patches": config.dataset.patches.model_dump(mode="json"),
         "seed": config.seed,
         "device": device.type,
-        "precision": fit.precision_of(model, device),
+        "precision": devices.precision_of(model, device),
         "threads": threads,
         "code": [*training.code_of_training(), file_digest(Path(__file__))],
         "libraries": training.versions("torch", "torchvision", "monai", "numpy"),
@@ -200,16 +200,16 @@ def train_here(job: training.Job, folder: Path) -> None:
     """Train in this process, alone or as one of several that torchrun has started; the first writes the checkpoint."""
     from medtl.dataset.io import read_grid, read_split, read_volumes
     from medtl.evaluation.superiority import share_of_means_better
-    from medtl.model import fit, io, parallel, reconstruct, segment_fit, segmenter
+    from medtl.model import devices, io, parallel, reconstruct, segment_fit, segmenter
     from medtl.studies.io import read_cohort
 
     config, model = job.config, job.config.model
     cohort, split = read_cohort(job.cohort), read_split(job.split)
     plan = reconstruct.plan_of_values(read_grid(job.plan))
-    fit.make_deterministic(config.seed, job.threads)
+    devices.make_deterministic(config.seed, job.threads)
     network, report = segmenter.build(plan, model, config.seed, None)
-    device = fit.device_of(model)
-    network, precision = parallel.prepare(network, model.schedule, device), fit.precision_of(model, device)
+    device = devices.device_of(model)
+    network, precision = parallel.prepare(network, model.schedule, device), devices.precision_of(model, device)
     volumes = read_volumes(job.pack)
     row = {study_id: number for number, study_id in enumerate(volumes.study_ids)}
     patient = {study.study_id: study.patient for study in cohort.studies}

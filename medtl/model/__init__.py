@@ -2,12 +2,14 @@
 
 ::
 
-    backbones (the table) ─▶ surgery (stages, stem, head) ─▶ fit, phase by phase ─▶ predict
-    vault ─▶ weights (names, did they arrive?) ──┘             ├ phases   who learns, how fast; the proof
-      ├ pickles   read in a child process                      ├ cache    what is frozen runs once
-      └ download  checked before it is opened                  ├ losses, heads (solved by scikit-learn)
-                                                               └ parallel several processes as one
-    masks:  segmenters (the table) ─▶ segmenter (instance_norm) ─▶ segment_fit (mask_losses) ─▶ inference (reach)
+    backbones (the table) ─▶ surgery (stages, stem, head) ─▶ fit ──┐
+    vault ─▶ weights (names, did they arrive?) ──┘   (losses, cache) ├▶ trainer ─▶ predict, or
+      ├ pickles   read in a child process                            │  inference of masks (reach)
+      └ download  checked before it is opened                        │
+    segmenters (the table) ─▶ segmenter (instance_norm) ─▶ segment_fit ┘
+                                                     (mask_losses)
+    trainer: one phase after the other, on phases (who learns, how fast; the proof), devices, parallel
+    fit:     what is frozen runs once (cache); heads that scikit-learn solves (heads)
     before: advise (which backbone), lr_find (which rate), estimate (how long, how much memory)
     after:  explain (where it looked, and whether that depends on what it learned)  onnx (out of the house)
 

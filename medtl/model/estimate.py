@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from medtl.config import ModelConfig, PhaseConfig
 from medtl.model import cache
 from medtl.model.cache import CLEAN, Trunk, autocast, from_stored, to_images, to_stored
-from medtl.model.fit import Material, device_of, precision_of
+from medtl.model.devices import device_of, precision_of
+from medtl.model.fit import Material
 from medtl.model.heads import NEIGHBOURS, STRENGTHS
 from medtl.model.losses import class_weights, known_labels, loss_sum
 from medtl.model.phases import frozen_count, make_optimiser, set_learning

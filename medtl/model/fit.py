@@ -1,21 +1,16 @@
-"""Train a network in phases, so that stopping and starting again changes nothing.
+"""Learn to diagnose: what a classifier is trained and judged on, phase after phase (:mod:`medtl.model.trainer`).
 
-All randomness of a step is drawn from (seed, phase, epoch, step); the whole state is saved every few seconds; a run
-that was killed goes on from there and ends with the same bits (on the same CPU and threads). Each phase starts from the
-best state so far, and its own best state replaces that only if it is better on validation by more than chance.
-
-What is frozen is computed once (:mod:`medtl.model.cache`), and proved not to have moved (:mod:`medtl.model.phases`).
+What is frozen is computed once (:mod:`medtl.model.cache`).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,30 +20,22 @@ from torch import Tensor, nn
 from medtl.config import ModelConfig, PhaseConfig
 from medtl.errors import ConfigError, ModelError, StorageError
 from medtl.model import cache, parallel
-from medtl.model.cache import ActivationStore, Images, Precision, Source, Trunk, autocast, to_images
+from medtl.model.cache import ActivationStore, Images, Source, Trunk, autocast, to_images
 from medtl.model.heads import BANK, VOTES, Linear, NearestNeighbours, solve
 from medtl.model.losses import class_weights, evaluation_loss, known_labels, loss_sum, mixture
 from medtl.model.phases import (
     frozen_count,
-    frozen_digest,
-    frozen_digests,
-    learning_rates,
-    learning_state,
-    make_optimiser,
     rate_factor,
-    restore_optimiser,
     set_learning,
     train_again,
-    unfrozen_stages,
 )
 from medtl.model.surgery import HEAD, StagedNetwork
+from medtl.model.trainer import Judge, Saver, State, Steps, Trainer
 from medtl.progress import advance
 from medtl.records import AnyArray, Epoch, FloatArray, IntArray, Phase, Task
 
 log = logging.getLogger("medtl")
 CLIP = 5.0  # norm of the gradient
-State = dict[str, Tensor]
-Judge = Callable[[FloatArray, FloatArray], float]  # probabilities of the new and of the old model -> share of resamples
 
 
 class Training(Protocol):
@@ -114,91 +101,6 @@ class Material:
     pool: Sequence[int] | None = None  # rows whose activations are kept: of all folds, where folds share them
 
 
-class Saver(Protocol):
-    """Where unfinished training is kept."""
-
-    def load(self) -> Progress | None:
-        """Give what was saved last, if anything."""
-        ...
-
-    def save(self, progress: Progress) -> None:
-        """Keep it, in one step."""
-        ...
-
-
-@dataclass
-class Progress:
-    """Everything needed to go on: which phase, epoch and step come next, the states, the optimiser and the history.
-
-    ``current`` and ``phase_best`` hold what the phase may move; the rest is in ``best``, or in the network as it was
-    built where no phase is finished yet.
-    """
-
-    phase: int = 0
-    epoch: int = 0
-    step: int = 0
-    current: State = field(default_factory=dict)
-    best: State = field(default_factory=dict)  # over all finished phases
-    best_val: State = field(default_factory=dict)  # its probabilities on validation
-    phase_best: State = field(default_factory=dict)
-    phase_val: State = field(default_factory=dict)
-    optimiser: dict[str, Any] | None = None
-    scaler: dict[str, Any] | None = None
-    phase_score: tuple[float, float] | None = None
-    phase_best_epoch: int = 0
-    phase_digest: str = ""
-    losses: float = 0.0  # of the epoch so far
-    count: int = 0
-    phases: list[Phase] = field(default_factory=list)
-    history: list[Epoch] = field(default_factory=list)
-
-
-def device_of(config: ModelConfig) -> torch.device:
-    """Choose where to compute.
-
-    Raises:
-        ModelError: CUDA or MPS is wanted and there is none.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if config.device == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
-    if not there[config.device]:
-        raise ModelError(
-            f"model.device is '{config.device}' and this machine has no usable one. Set it to auto or cpu."
-        )
-    return torch.device(config.device)
-
-
-def precision_of(config: ModelConfig, device: torch.device) -> Precision:
-    """Choose what training computes in: bf16 where the processor does so natively, unless the config says otherwise.
-
-    Raises:
-        ModelError: the precision is not one that this device computes in.
-    """
-    if config.precision == "fp16" and device.type == "mps":
-        raise ModelError("model.precision fp16 is not supported on MPS here. Set it to auto.")
-    if config.precision != "auto":
-        return config.precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "cpu" and _has_bf16_units() else "fp32"
-
-
-def _has_bf16_units() -> bool:
-    """Ask for instructions: oneDNN says that AVX-512 alone will do, and there bf16 is slower than fp32."""
-    said: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not say: fp32 then
-    return any(bool(said.get(unit)) for unit in ("avx512_bf16", "amx_bf16", "sve_bf16"))
-
-
-def make_deterministic(seed: int, threads: int) -> None:
-    """Seed torch, ask for deterministic kernels and fix the threads."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    torch.set_num_threads(threads)
-
-
 def fit(
     network: StagedNetwork,
     material: Material,
@@ -221,18 +123,18 @@ def fit(
     """
     if config.origin == "none":
         refuse_frozen_noise(network, config)
-    run = _Run(network, material, config, seed, saver, store, label, units)
-    while run.progress.phase < len(run.phases):
-        run.phase()
-    run.load(run.whole(run.progress.best))
-    network.eval()
-    done = run.progress.phases
-    kept = max(range(len(done)), key=lambda i: (done[i].kept, i))
-    return tuple(replace(p, kept=i == kept) for i, p in enumerate(done)), tuple(run.progress.history)
+    return _Run(network, material, config, seed, saver, store, label, units).run()
 
 
-class _Run:
-    """One training, from the first phase to the last."""
+class _Run(Trainer):
+    """One training of a classifier."""
+
+    clip = CLIP
+    judged = "probabilities"
+    train: Source  # of the phase that is done
+    val: Source
+    weights: FloatArray | None
+    views: Sequence[int]
 
     def __init__(
         self,
@@ -245,27 +147,18 @@ class _Run:
         label: str,
         units: Sequence[float] | None,
     ) -> None:
-        self.network, self.material, self.config, self.seed = network, material, config, seed
-        self.saver, self.store, self.label = saver, store, label
-        self.phases, self.task = config.schedule, material.task
-        self.device = device_of(config)
-        self.precision = precision_of(config, self.device)
+        super().__init__(network, config, seed, saver, material.judge, config.monitor)
+        self.material, self.store, self.label, self.task = material, store, label, material.task
         self.numbers = cache.choose_numbers(config.cache, self.precision)
-        network.to(self.device, memory_format=network.memory_format)  # type: ignore[call-overload]
-        self.start: State = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
         self.head = network.stages[HEAD]  # as it was built: solved neighbours take its place
         self.linear = {f"stages.{HEAD}.{name}" for name in self.head.state_dict()}
-        self.progress = saver.load() or Progress()
         self.units = units or [1.0] * len(self.phases)
-        self.saved = time.monotonic()
-        self.frozen: dict[str, str] = {}  # stage -> digest of what must not move in this phase
         self.val_rows = np.sort(np.asarray(material.val.rows))
         self.train_rows = np.sort(np.asarray(material.train.rows))
         self.val_targets = material.val.targets[self.val_rows]
 
     def whole(self, part: Mapping[str, Tensor]) -> State:
-        """Complete a part of a state from the best phase so far and the network as it was built."""
-        found = {**self.start, **self.progress.best, **part}
+        found = super().whole(part)
         if BANK in found:  # neighbours took the place of the layer that the network was built with
             found = {key: value for key, value in found.items() if key not in self.linear}
         return found
@@ -276,103 +169,37 @@ class _Run:
             put_head(self.network, NearestNeighbours(state[BANK], state[VOTES], 1, self.task == "multilabel"))
         else:
             self.network.stages[HEAD] = self.head
-        self.network.load_state_dict(state)
+        super().load(state)
 
     # -- a phase ---------------------------------------------------------------------------------------------------
 
-    def phase(self) -> None:
-        """Do one phase, or what is left of it."""
-        progress, phase = self.progress, self.phases[self.progress.phase]
-        self.load(self.whole(progress.current))
-        boundary = set_learning(self.network, phase)
-        self.frozen = frozen_digests(self.network, phase)
-        if progress.epoch == 0 and progress.step == 0:
-            progress.phase_digest, progress.phase_score = frozen_digest(self.frozen), None
-        train, val = self._sources(phase, boundary)
+    def learn(self, phase: PhaseConfig, boundary: int) -> None:
+        self.train, self.val = self._sources(phase, boundary)
         if phase.head != "gradient":
-            self._solve(phase, boundary, train, val)
-        else:
-            self._learn(phase, boundary, train, val)
-        self._close(phase)
-        self._save(None)
+            self._solve(phase, boundary)
+            return
+        self.weights = class_weights(self.material.train.targets[self.train_rows], phase, self.task)
+        self.views = cache.views_of(phase, self.progress.phase, self.phases)
+        super().learn(phase, boundary)
 
-    def _learn(self, phase: PhaseConfig, boundary: int, train: Source, val: Source) -> None:
+    def epoch(self, phase: PhaseConfig, boundary: int, steps: Steps) -> None:
         progress = self.progress
-        optimiser = make_optimiser(self.network, phase)
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        if progress.optimiser is not None:
-            restore_optimiser(optimiser, progress.optimiser)
-            scaler.load_state_dict(progress.scaler or {})
-        weights = class_weights(self.material.train.targets[self.train_rows], phase, self.task)
-        views = cache.views_of(phase, progress.phase, self.phases)
-        pull = self._pull(phase)
-        while progress.epoch < phase.epochs:
-            self._epoch(phase, boundary, train, views[progress.epoch], optimiser, scaler, weights, pull)
-            loss, probabilities = self._validate(boundary, val)
-            self._judge_epoch(phase, loss, probabilities)
-            progress.optimiser, progress.scaler = optimiser.state_dict(), scaler.state_dict()
-            progress.epoch, progress.step = progress.epoch + 1, 0
-            progress.losses, progress.count = 0.0, 0
-            self._advance()
-            if self._stops_early(phase):
-                break
-            if progress.epoch < phase.epochs:
-                self._save(phase)
-
-    def _epoch(
-        self,
-        phase: PhaseConfig,
-        boundary: int,
-        train: Source,
-        view: int,
-        optimiser: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        weights: FloatArray | None,
-        pull: list[tuple[Tensor, Tensor]],
-    ) -> None:
-        progress, material = self.progress, self.material
         train_again(self.network, phase, boundary)
-        batches = material.train.order(progress.phase, progress.epoch)
-        steps = phase.epochs * len(batches)
+        batches = self.material.train.order(progress.phase, progress.epoch)
+        planned = phase.epochs * len(batches)
         for step in range(progress.step, len(batches)):
             if len(batches[step]) < 2:
                 continue  # one image has no batch statistics
-            factor = rate_factor(phase, progress.epoch * len(batches) + step, steps)
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * factor
-            optimiser.zero_grad(set_to_none=True)
-            loss = self._gradient(phase, boundary, train, batches[step], view, step, scaler, weights)
-            if not math.isfinite(loss):
-                raise ModelError(
-                    f"The loss is not finite in phase '{phase.name}', epoch {progress.epoch + 1}. "
-                    f"Lower the phase's learning rate (now {phase.lr:g})."
-                )
-            scaler.unscale_(optimiser)
-            with torch.no_grad():
-                for parameter, origin in pull:
-                    if parameter.grad is not None:
-                        parameter.grad.add_(parameter - origin, alpha=phase.l2_sp)
-            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], CLIP)
-            scaler.step(optimiser)
-            scaler.update()
+            gradient = partial(self._gradient, phase, boundary, batches[step], step, steps)
+            factor = rate_factor(phase, progress.epoch * len(batches) + step, planned)
+            loss = self.step(phase, steps, factor, gradient)
             progress.losses += loss * len(batches[step])
             progress.count += len(batches[step])
             progress.step = step + 1
-            if step + 1 < len(batches) and self._is_time():
-                progress.optimiser, progress.scaler = optimiser.state_dict(), scaler.state_dict()
-                self._save(phase, now=True)
+            if step + 1 < len(batches):
+                self.save_within(phase, steps)
 
-    def _gradient(
-        self,
-        phase: PhaseConfig,
-        boundary: int,
-        train: Source,
-        rows: IntArray,
-        view: int,
-        step: int,
-        scaler: torch.amp.GradScaler,
-        weights: FloatArray | None,
-    ) -> float:
+    def _gradient(self, phase: PhaseConfig, boundary: int, rows: IntArray, step: int, steps: Steps) -> float:
         """Add up the gradient of one batch, a part at a time, over all processes; give its mean loss."""
         key = [self.seed, self.progress.phase, self.progress.epoch, step]
         targets = self.material.train.targets
@@ -383,53 +210,31 @@ class _Run:
             if not len(part):
                 continue
             seeds = [*key, number, parallel.rank()] if number or parallel.rank() else key
-            self._seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+            self.draw_from(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
             wanted = torch.from_numpy(np.ascontiguousarray(targets[part])).to(self.device, torch.float32)
-            x, wanted = self._input(phase, train, part, view, wanted, [*seeds, 0x5EED])
+            x, wanted = self._input(phase, part, wanted, [*seeds, 0x5EED])
             with autocast(self.device, self.precision):
                 if boundary == 0:
                     x = self.network.normalise(x)
                 logits = self.network.run(x, boundary)
-            loss = loss_sum(logits, wanted, self.task, phase, weights) / max(whole, 1)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            loss = loss_sum(logits, wanted, self.task, phase, self.weights) / max(whole, 1)
+            steps.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         parallel.add_gradients(self.network)
         return float(parallel.add(total))
 
-    def _input(
-        self, phase: PhaseConfig, train: Source, rows: IntArray, view: int, wanted: Tensor, seeds: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _input(self, phase: PhaseConfig, rows: IntArray, wanted: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        view = self.views[self.progress.epoch]
         if not phase.mixup:
-            return train.at(rows, view), wanted
-        images = to_images(train.images.view(rows, view), self.device)
+            return self.train.at(rows, view), wanted
+        images = to_images(self.train.images.view(rows, view), self.device)
         share, partners = mixture(wanted, phase.mixup, np.random.default_rng(seeds))
         images = share * images + (1 - share) * images[partners]
-        return train.live(images), share * wanted + (1 - share) * wanted[partners]
-
-    def _seed(self, seed: int) -> None:
-        if self.device.type == "cpu":
-            torch.default_generator.manual_seed(
-                seed
-            )  # torch.manual_seed looks after every kind of device: a millisecond
-        else:
-            torch.manual_seed(seed)
-
-    def _pull(self, phase: PhaseConfig) -> list[tuple[Tensor, Tensor]]:
-        """Pair each learning parameter of the trunk with the value it started from.
-
-        Source: Li, Grandvalet and Davoine, Explicit Inductive Bias for Transfer Learning (L2-SP), ICML 2018.
-        """
-        if not phase.l2_sp:
-            return []
-        return [
-            (parameter, self.start[name].to(self.device))
-            for name, parameter in self.network.named_parameters()
-            if parameter.requires_grad and not name.startswith(f"stages.{HEAD}.")
-        ]
+        return self.train.live(images), share * wanted + (1 - share) * wanted[partners]
 
     # -- validation ------------------------------------------------------------------------------------------------
 
-    def _validate(self, boundary: int, val: Source) -> tuple[float, FloatArray]:
+    def _validate(self, boundary: int) -> tuple[float, FloatArray]:
         """Measure the mean loss and the probabilities of the validation part."""
         for stage in list(self.network.stages.values())[boundary:]:
             stage.eval()
@@ -437,7 +242,7 @@ class _Run:
         losses, found = 0.0, []
         with torch.no_grad(), autocast(self.device, self.precision):
             for batch in cache.batches_of(rows, size):
-                x = val.at(batch, cache.CLEAN)
+                x = self.val.at(batch, cache.CLEAN)
                 logits = self.network.run(self.network.normalise(x) if boundary == 0 else x, boundary).float()
                 wanted = torch.from_numpy(self.material.val.targets[batch]).to(self.device, torch.float32)
                 losses += float(evaluation_loss(logits, wanted, self.task))
@@ -446,8 +251,9 @@ class _Run:
         gathered = parallel.gather(np.concatenate(found) if found else np.empty((0, self.val_targets.shape[1])))
         return parallel.add_number(losses) / max(counted, 1), gathered
 
-    def _judge_epoch(self, phase: PhaseConfig, loss: float, probabilities: FloatArray) -> None:
+    def judge(self, phase: PhaseConfig, boundary: int) -> bool:
         progress = self.progress
+        loss, probabilities = self._validate(boundary)
         auroc = macro_auroc(self.val_targets, probabilities)
         watched = auroc
         if self.config.monitor != "auroc":
@@ -455,49 +261,40 @@ class _Run:
         progress.history.append(
             Epoch(phase.name, progress.epoch + 1, progress.losses / max(progress.count, 1), loss, auroc)
         )
-        score = (watched if watched is not None else -math.inf, -loss)
-        if progress.phase_score is None or score > progress.phase_score:
-            progress.phase_score, progress.phase_best_epoch = score, progress.epoch + 1
-            progress.phase_best = learning_state(self.network, phase)
-            progress.phase_val = {"probabilities": torch.from_numpy(probabilities)}
+        self.offer(phase, (watched if watched is not None else -math.inf, -loss), probabilities)
+        return True
 
-    def _advance(self) -> None:
+    def tell(self) -> None:
         """Tell how far it is, in thousandths of forecast seconds: epochs of different phases cost different time."""
         planned = [unit * phase.epochs for unit, phase in zip(self.units, self.phases, strict=True)]
         now = self.progress.phase
         done = sum(planned[:now]) + (self.units[now] * self.progress.epoch if now < len(planned) else 0.0)
         advance(self.label, round(1000 * done), max(1, round(1000 * sum(planned))))
 
-    def _stops_early(self, phase: PhaseConfig) -> bool:
-        return phase.patience is not None and self.progress.epoch - self.progress.phase_best_epoch >= phase.patience
-
     # -- heads that are solved -------------------------------------------------------------------------------------
 
-    def _solve(self, phase: PhaseConfig, boundary: int, train: Source, val: Source) -> None:
+    def _solve(self, phase: PhaseConfig, boundary: int) -> None:
         progress, head = self.progress, phase.head
         assert head != "gradient"
         views = [cache.CLEAN] if not phase.augment else list(range(phase.cycled or 1))
-        parts = [train.at(batch, view) for view in views for batch in self._batches(self.train_rows)]
+        parts = [self.train.at(batch, view) for view in views for batch in self._batches(self.train_rows)]
         x = torch.cat(parts).double().cpu().numpy()
         targets = np.tile(self.material.train.targets[self.train_rows], (len(views), 1))
         patients = dict(zip(self.material.train.rows, self.material.groups, strict=True))
         groups = [patients[row] for _ in views for row in self.train_rows.tolist()]
         balanced = phase.loss == "class_balanced"
         class_weights(targets, phase, self.task)  # refuses what cannot be balanced
-        solved = solve(
-            head, x, targets, groups, self.task, balanced, lambda h: self._score(h, boundary, val), self.seed
-        )
+        solved = solve(head, x, targets, groups, self.task, balanced, lambda h: self._score(h, boundary), self.seed)
         put_head(self.network, solved)
         set_learning(self.network, phase)
-        loss, probabilities = self._validate(boundary, val)
         progress.losses, progress.count = math.nan, 1
-        self._judge_epoch(phase, loss, probabilities)
+        self.judge(phase, boundary)
         progress.epoch = 1
-        self._advance()
+        self.tell()
 
-    def _score(self, head: Linear | NearestNeighbours, boundary: int, val: Source) -> float:
+    def _score(self, head: Linear | NearestNeighbours, boundary: int) -> float:
         put_head(self.network, head)
-        loss, probabilities = self._validate(boundary, val)
+        loss, probabilities = self._validate(boundary)
         found = monitored(self.config.monitor, self.val_targets, probabilities, loss)
         return -loss if found is None else found - 1e-6 * loss
 
@@ -601,78 +398,6 @@ class _Run:
     def _key(self, trunk: Trunk, images: Images, view: int, boundary: int) -> str:
         prefix = cache.prefix_digest(self.network, boundary, self.frozen)
         return cache.key_of(prefix, trunk, images.name(view), torch.get_num_threads())
-
-    # -- the end of a phase ----------------------------------------------------------------------------------------
-
-    def _close(self, phase: PhaseConfig) -> None:
-        progress = self.progress
-        after = frozen_digest(frozen_digests(self.network, phase))
-        if after != progress.phase_digest:
-            raise ModelError(f"Phase '{phase.name}' changed a layer that was frozen. The checkpoint is not written.")
-        assert progress.phase_score is not None
-        chance, better, why = self._is_better()
-        set_learning(self.network, phase)
-        learning = unfrozen_stages(phase, self.network.stage_names)
-        names = tuple(name for name, p in self.network.named_parameters() if p.requires_grad)
-        trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
-        watched, negative_loss = progress.phase_score
-        epochs = [epoch for epoch in progress.history if epoch.phase == phase.name]
-        progress.phases.append(
-            Phase(
-                name=phase.name,
-                unfrozen=learning,
-                frozen=tuple(name for name in self.network.stage_names if name not in learning),
-                trainable_parameters=trainable,
-                frozen_parameters=sum(p.numel() for p in self.network.parameters()) - trainable,
-                learning_rates=learning_rates(phase, self.network.stage_names),
-                frozen_digest_before=progress.phase_digest,
-                frozen_digest_after=after,
-                best_epoch=progress.phase_best_epoch,
-                val_loss=-negative_loss,
-                val_auroc=epochs[progress.phase_best_epoch - 1].val_auroc,
-                kept=better,
-                head=phase.head,
-                epochs=len(epochs),
-                trainable=names,
-                monitor=self.config.monitor,
-                watched=watched if math.isfinite(watched) else None,
-                chance_better=chance,
-                reason=why,
-            )
-        )
-        if better:
-            progress.best = self.whole(progress.phase_best)
-            progress.best_val = progress.phase_val
-        progress.phase, progress.epoch, progress.step = progress.phase + 1, 0, 0
-        progress.current, progress.phase_best, progress.phase_val = {}, {}, {}
-        progress.optimiser, progress.scaler, progress.losses, progress.count = None, None, 0.0, 0
-        self._advance()
-
-    def _is_better(self) -> tuple[float | None, bool, str]:
-        """Ask whether this phase beats the best one before it by more than chance on validation."""
-        progress = self.progress
-        if not progress.best:
-            return None, True, "the first phase"
-        new, old = (p["probabilities"].double().numpy() for p in (progress.phase_val, progress.best_val))
-        chance = self.material.judge(new, old)
-        before = next(p.name for p in reversed(progress.phases) if p.kept)
-        better = chance >= self.config.guard
-        return (
-            round(chance, 4),
-            better,
-            f"better than '{before}' in {chance:.0%} of validation resamples; {self.config.guard:.0%} are asked for",
-        )
-
-    def _is_time(self) -> bool:
-        return parallel.agree(time.monotonic() - self.saved >= self.config.save_every_s)
-
-    def _save(self, phase: PhaseConfig | None, now: bool = False) -> None:
-        """Save where it is time; ``phase`` is the one that is not finished."""
-        if now or self._is_time():
-            if parallel.rank() == 0:
-                self.progress.current = learning_state(self.network, phase) if phase is not None else {}
-                self.saver.save(self.progress)
-            self.saved = time.monotonic()
 
 
 def refuse_frozen_noise(network: StagedNetwork, config: ModelConfig) -> None:

@@ -22,11 +22,12 @@ from torch import Tensor
 from medtl.artifacts import file_digest, read_record, storage_errors, write_bytes, write_record
 from medtl.config import InferenceConfig, ModelConfig
 from medtl.errors import ModelError, WeightsError
-from medtl.model.fit import Progress, put_head
+from medtl.model.fit import put_head
 from medtl.model.heads import BANK, VOTES, NearestNeighbours
 from medtl.model.segmenter import SegmenterNetwork
 from medtl.model.segmenter import build as build_segmenter
 from medtl.model.surgery import HEAD, StagedNetwork, cut, source_network
+from medtl.model.trainer import Progress
 from medtl.model.vault import WEIGHTS, WeightsFile, read_weights
 from medtl.model.weights import OURS, load_source, load_staged, normalisation, stored_form
 from medtl.records import AnyArray, Checkpoint, Epoch, GridPlan, LoadReport, Phase

@@ -23,7 +23,8 @@ from medtl.config import ModelConfig, PhaseConfig
 from medtl.errors import ConfigError, ModelError
 from medtl.model import cache
 from medtl.model.cache import Images, Source, Trunk, autocast, to_images
-from medtl.model.fit import CLIP, Material, device_of, precision_of, refuse_frozen_noise
+from medtl.model.devices import device_of, precision_of
+from medtl.model.fit import CLIP, Material, refuse_frozen_noise
 from medtl.model.losses import class_weights, known_labels, loss_sum, mixture
 from medtl.model.phases import frozen_count, make_optimiser, set_learning
 from medtl.model.surgery import HEAD, StagedNetwork

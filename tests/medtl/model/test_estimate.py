@@ -14,11 +14,12 @@ import torch
 
 from medtl.config import ModelConfig, PhaseConfig, TransformsConfig
 from medtl.dataset.loading import EvaluationBatches, TrainingBatches
-from medtl.model import fit
+from medtl.model import devices, fit
 from medtl.model.estimate import PhaseForecast, describe, forecast, work_units
-from medtl.model.fit import Material, Progress
+from medtl.model.fit import Material
 from medtl.model.io import FolderActivations, build_network
 from medtl.model.surgery import StagedNetwork
+from medtl.model.trainer import Progress
 
 NAME = "monai_resnet10_narrow"
 HEAD = PhaseConfig(name="head", unfreeze="head", epochs=4, augment=False)
@@ -47,7 +48,7 @@ def material(n: int = 48, side: int = 24, batch_size: int = 8) -> Material:
 
 
 def network(side: int = 24) -> StagedNetwork:
-    fit.make_deterministic(0, 1)
+    devices.make_deterministic(0, 1)
     return build_network(NAME, side, 1, 2, 0.1, None, 0.9, seed=0)[0]
 
 

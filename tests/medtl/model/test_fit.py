@@ -12,8 +12,8 @@ import torch
 from medtl.config import STRATEGIES, ModelConfig, PhaseConfig, TransformsConfig
 from medtl.dataset.loading import EvaluationBatches, TrainingBatches
 from medtl.errors import ConfigError, ModelError
-from medtl.model import fit
-from medtl.model.fit import Material, Progress
+from medtl.model import devices, fit
+from medtl.model.fit import Material
 from medtl.model.heads import BANK, VOTES
 from medtl.model.io import FolderActivations, FolderSaver, build_network, read_network, write_checkpoint
 from medtl.model.phases import (
@@ -24,6 +24,7 @@ from medtl.model.phases import (
     set_learning,
     unfrozen_stages,
 )
+from medtl.model.trainer import Progress
 
 NAME = "monai_resnet10_narrow"
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
@@ -63,7 +64,7 @@ def material(n: int = 36, seed: int = 0, judge: fit.Judge = lambda new, old: 1.0
 
 
 def train(saver: Any, *phases: PhaseConfig, **options: Any) -> tuple[Any, Any, dict[str, torch.Tensor]]:
-    fit.make_deterministic(0, 1)
+    devices.make_deterministic(0, 1)
     network, _ = build_network(NAME, 24, 1, 2, options.get("dropout", 0.1), None, 0.9, seed=0)
     store = options.pop("store", None)
     data = options.pop("material", None) or material()
@@ -144,7 +145,7 @@ def test_neighbours_take_the_place_of_the_head_and_survive_a_stop(
 
 
 def test_neighbours_answer_alike_after_they_were_written_and_read(tmp_path: Any) -> None:
-    fit.make_deterministic(0, 1)
+    devices.make_deterministic(0, 1)
     network, weights = build_network(NAME, 24, 1, 2, 0.1, None, 0.9, seed=0)
     data = material()
     config = ModelConfig(backbone=NAME, batch_size=8, phases=(ALL, NEIGHBOURS), weights="none", precision="fp32")
@@ -238,7 +239,7 @@ def test_a_frozen_buffer_that_drifts_stops_the_run(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
-    fit.make_deterministic(0, 1)
+    devices.make_deterministic(0, 1)
     network, _ = build_network(NAME, 24, 1, 2, 0.0, None, 0.9, seed=0)
     with torch.no_grad():
         network.stages["head"][1].weight.fill_(float("inf"))
@@ -269,7 +270,7 @@ def test_training_stops_early_where_nothing_gets_better() -> None:
 
 
 def test_the_pull_towards_the_start_keeps_the_trunk_nearer_to_it() -> None:
-    fit.make_deterministic(0, 1)
+    devices.make_deterministic(0, 1)
     start = build_network(NAME, 24, 1, 2, 0.1, None, 0.9, seed=0)[0].state_dict()
     names = [key for key in start if "conv" in key]
 
@@ -388,7 +389,7 @@ def test_folds_share_what_a_frozen_trunk_hands_on(tmp_path: Any, monkeypatch: py
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_moves_what_it_says_and_nothing_else(strategy: str) -> None:
     phases = tuple(p.model_copy(update={"epochs": 1}) for p in STRATEGIES[strategy])
-    fit.make_deterministic(0, 1)
+    devices.make_deterministic(0, 1)
     start = build_network(NAME, 24, 1, 2, 0.1, None, 0.9, seed=0)[0].state_dict()
     # the network counts as one with weights: frozen BatchNorm would be refused otherwise
     done, history, state = train(Memory(), *phases, weights="some.pth")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from medtl.config import ModelConfig, PhaseConfig, TransformsConfig
 from medtl.dataset.loading import EvaluationBatches, TrainingBatches
 from medtl.errors import ConfigError, ModelError
-from medtl.model.fit import Material, make_deterministic
+from medtl.model.devices import make_deterministic
+from medtl.model.fit import Material
 from medtl.model.io import build_network
 from medtl.model.lr_find import HIGHEST, LOWEST, STEPS, RangeTest, choose_phase, find_learning_rate, read_curve, smooth
 from medtl.model.surgery import StagedNetwork

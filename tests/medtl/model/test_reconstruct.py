@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from medtl.config import ModelConfig, ReconstructConfig
-from medtl.model.fit import Progress, make_deterministic
+from medtl.model.devices import make_deterministic
 from medtl.model.io import FolderSaver, build_network
 from medtl.model.reconstruct import (
     WATCHED,
@@ -33,6 +33,7 @@ from medtl.model.reconstruct import (
 )
 from medtl.model.segment_fit import SegmentMaterial, fit_segmenter
 from medtl.model.segmenter import SegmenterNetwork, build
+from medtl.model.trainer import Progress
 from medtl.model.vault import WeightsFile
 from medtl.model.weights import stored_form
 from medtl.records import FloatArray, GridPlan, Structure

@@ -19,10 +19,11 @@ from torch import Tensor
 from medtl.config import ModelConfig, PhaseConfig
 from medtl.errors import ConfigError, ModelError
 from medtl.model import parallel, segment_fit
-from medtl.model.fit import Progress, make_deterministic
+from medtl.model.devices import make_deterministic
 from medtl.model.io import FolderSaver
 from medtl.model.segment_fit import SegmentMaterial, fit_segmenter, mean_dice
 from medtl.model.segmenter import SegmenterNetwork, build
+from medtl.model.trainer import Progress
 from medtl.progress import listening
 from medtl.records import FloatArray, GridPlan, Structure
 
