@@ -22,6 +22,7 @@ import io
 import json
 import os
 import pwd
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -91,6 +92,7 @@ class _Held:
     ahead: dict[str, str] = field(default_factory=dict)  # the same of what was about to be written then
 
 
+_READING = threading.Lock()
 _HELD: dict[Path, _Held] = {}  # only what was added since the last look is read again
 
 
@@ -205,6 +207,15 @@ class AuditLog:
         """Give the digest and the manifest's sha256 of the result that was made in a folder and not discarded."""
         return self._held().made.get(folder)
 
+    def files(self) -> dict[str, frozenset[str]]:
+        """Give each file that the log names, and the sha256 that it may have; '' where it may not be there.
+
+        That is as it was entered last, and what it was about to become since.
+        """
+        held = self._held()
+        names = held.files.keys() | held.ahead.keys()
+        return {n: frozenset((held.files.get(n, ""), held.ahead.get(n, held.files.get(n, "")))) for n in names}
+
     def note_files(self, action: str, subject: str, paths: Iterable[Path]) -> None:
         """Add one event with the sha256 of files of the workspace that are not as the log said last.
 
@@ -250,6 +261,10 @@ class AuditLog:
         return finished
 
     def _held(self) -> _Held:
+        with _READING:
+            return self._read_on()
+
+    def _read_on(self) -> _Held:
         held = _HELD.setdefault(self.path, _Held())
         try:
             with self.path.open("rb") as stream:

@@ -104,19 +104,24 @@ def weights_fetch(
 
 @weights.command(name="verify")
 def weights_verify(*, vault: VaultFolder = _DEFAULT, json_: Json = False) -> None:
-    """Hash every entry again; name what was altered, is missing or damaged. Exit code 1 if anything is."""
+    """Hash every entry again, hold it against the vault's trail; name what was altered, is missing or damaged.
+
+    Exit code 1 if anything is. `medtl audit log --workspace VAULT` tells who put in or took out what, and when.
+    """
     from medtl.model.vault import Vault
 
     kept = Vault(vault)
     with progress() as listener, listening(listener) if listener else nullcontext():
         faults = {fault.name: fault.what for fault in kept.verify()}
-    rows = [(name, faults.get(name, "whole")) for name in kept.names()]
-    value = {"entries": len(rows), "faults": faults}
+    names = kept.names()
+    rows = [(name, faults.get(name, "whole")) for name in sorted({*names, *faults})]
+    value = {"entries": len(names), "faults": faults}
     show_table(value, json_, f"Weights in {vault}", ("name", "state"), rows)
     if faults:
         named = "; ".join(f"'{name}' {what}" for name, what in faults.items())
         raise WeightsError(
-            f"{len(faults)} of {len(rows)} entries cannot be trusted: {named}. Remove them, add them again."
+            f"{len(faults)} of what is in {vault} cannot be trusted: {named}. Remove it and add it again; if it is the "
+            "trail, compare with a backup."
         )
 
 

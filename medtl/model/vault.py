@@ -9,6 +9,9 @@ Where the images are known that weights were trained on, their hashes lie beside
 ``dataset.split.pretraining_hashes`` reads them: whoever starts from these weights keeps such images out of his test
 part.
 
+What comes and goes is on the vault's own trail (:mod:`medtl.audit`), ``audit.jsonl``. An entry that is not as the trail
+says is refused, whoever altered it together with its weights.
+
 Weights are stored as safetensors, under the names of the network they are for. A pickle is read in a child process
 (:mod:`medtl.model.pickles`); a download is checked against its published sha256 before anything opens it. Nothing is
 downloaded but by :meth:`Vault.fetch`.
@@ -35,8 +38,9 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
-from medtl.artifacts import file_digest, read_record, storage_errors, sync_folder, write_bytes, write_record
-from medtl.errors import StorageError, WeightsError
+from medtl.artifacts import file_digest, read_record, record_bytes, storage_errors, sync_folder, write_bytes
+from medtl.audit import AuditLog
+from medtl.errors import StorageError, TamperedError, WeightsError
 from medtl.model.backbones import Backbone
 from medtl.model.download import Patience, base_address, download
 from medtl.model.pickles import PickleLimits, convert_pickle
@@ -105,6 +109,7 @@ class Vault:
 
     def __init__(self, folder: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.folder = folder
+        self.trail = AuditLog(folder)
         self._now = now
 
     def names(self) -> tuple[str, ...]:
@@ -164,8 +169,17 @@ class Vault:
         return None
 
     def verify(self) -> tuple[Fault, ...]:
-        """Hash everything again; name what was altered, is missing or has a broken entry."""
+        """Hash everything again and hold it against the trail.
+
+        Returns:
+            What was altered, is missing, has a broken entry, or came or went without a word on the trail; the trail
+            itself, by its file's name, where it cannot be trusted.
+        """
         names, faults = self.names(), []
+        try:
+            self.trail.verify()
+        except TamperedError as error:
+            faults.append(Fault(self.trail.path.name, str(error)))
         advance("verifying weights", 0, len(names))
         for done, name in enumerate(names, start=1):
             try:
@@ -176,6 +190,10 @@ class Vault:
                 fault = self._fault_of(entry)
                 faults += [Fault(name, fault)] if fault else []
             advance("verifying weights", done, len(names))
+        for file, allowed in sorted(self.trail.files().items()):
+            name = file.removesuffix(f"/{ENTRY}")
+            if name not in names and "" not in allowed:
+                faults.append(Fault(name, "is gone, and the trail does not say who took it out"))
         return tuple(faults)
 
     def add(
@@ -206,6 +224,7 @@ class Vault:
         hashes = "".join(f"{line}\n" for line in trained_on).encode()
         listed = hashlib.sha256(hashes).hexdigest() if hashes else None
         with self._lock("vault"):
+            self._enter_older()
             place = folder if folder.is_dir() else self.folder / f".new-{name}"  # a new entry appears whole
             with storage_errors(folder):
                 for rubbish in self.folder.glob(".new-*"):  # of a crash; whoever holds the lock is alone
@@ -231,7 +250,10 @@ class Vault:
                 trained_on=listed,
             )
             kept = {ENTRY, _file_name(sha256), *([list_name(listed)] if listed is not None else [])}
-            write_record(place / ENTRY, entry)  # from here on it is the new one
+            record = record_bytes(entry)
+            said = {key: getattr(entry, key) for key in ("sha256", "original_sha256", "source", "licence", "backbone")}
+            self.trail.note_ahead("weights.adding", name, folder / ENTRY, record, said)
+            write_bytes(place / ENTRY, record)  # from here on it is the new one
             with storage_errors(folder):
                 sync_folder(place)
                 if place != folder:
@@ -240,6 +262,7 @@ class Vault:
                 for left in folder.iterdir():
                     if left.is_file() and left.name not in kept:
                         left.unlink()
+            self.trail.note_files("weights.added", name, [folder / ENTRY])
         return entry
 
     def add_file(
@@ -320,11 +343,16 @@ class Vault:
         """
         check_name(name)
         with self._lock("vault"):
-            if name not in self.names():
+            self._enter_older()
+            there, file = name in self.names(), f"{name}/{ENTRY}"
+            if not there and "" in self.trail.files().get(file, {""}):
                 self.entry(name)  # says which is near
-            with storage_errors(self.folder / name):
-                gone = (self.folder / name).replace(self.folder / f".new-{name}.removed")
-                shutil.rmtree(gone)
+            self.trail.append("weights.removing", name, details={"ahead": {file: ""}})
+            if there:
+                with storage_errors(self.folder / name):
+                    gone = (self.folder / name).replace(self.folder / f".new-{name}.removed")
+                    shutil.rmtree(gone)
+            self.trail.append("weights.removed", name, details={"files": {file: ""}})
 
     def _bring(self, base: str, file: str, sha256: str, other_hosts: bool, patience: Patience | None) -> Path:
         """Download a file and check it; what does not pass is not kept."""
@@ -354,12 +382,31 @@ class Vault:
             )
         return part.replace(path)
 
+    def _enter_older(self) -> None:
+        """Begin the trail with what is there already: of a vault of before it had one."""
+        if not self.trail.path.exists():
+            older = [path for name in self.names() if (path := self.folder / name / ENTRY).is_file()]
+            self.trail.note_files("weights.found", "vault", older)
+
     def _fault_of(self, entry: VaultEntry) -> str | None:
-        fault = _fault_of(self._weights_of(entry), entry.sha256)
+        fault = _fault_of(self._weights_of(entry), entry.sha256) or self._unsaid(entry.name)
         if fault is not None or entry.trained_on is None:
             return fault
         lost = _fault_of(self.folder / entry.name / list_name(entry.trained_on), entry.trained_on) is not None
         return "have no whole list of the images they were trained on beside them" if lost else None
+
+    def _unsaid(self, name: str) -> str | None:
+        """Hold an entry against the trail, where there is one."""
+        if not self.trail.path.exists():
+            return None
+        with storage_errors(self.folder / name):
+            now = file_digest(self.folder / name / ENTRY)
+        allowed = self.trail.files().get(f"{name}/{ENTRY}", frozenset(("",)))
+        if now in allowed:
+            return None
+        if allowed == {""}:
+            return "were put in by hand: the trail does not know them"
+        return f"have another {ENTRY} than was put in"
 
     def _weights_of(self, entry: VaultEntry) -> Path:
         path = self.folder / entry.name / _file_name(entry.sha256)

@@ -62,7 +62,7 @@ def test_verify_fails_and_names_what_is_wrong(file: Path, tmp_path: Path, capsys
     (vault / "broken" / "entry.json").write_text("{")
     capsys.readouterr()
     with pytest.raises(
-        WeightsError, match=r"2 of 2 entries.*'altered' were altered; 'broken' has no readable"
+        WeightsError, match=r"2 of what is in .*'altered' were altered; 'broken' has no readable"
     ) as caught:
         call("verify", "--vault", vault, "--json")
     assert caught.value.exit_code == 1

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import socket
 import struct
 import sys
@@ -31,7 +32,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from medtl.errors import WeightsError
+from medtl.audit import AuditLog
+from medtl.errors import TamperedError, WeightsError
 from medtl.model import pickles
 from medtl.model import vault as vault_module
 from medtl.model.backbones import BACKBONES, WeightsSource
@@ -86,15 +88,19 @@ def test_the_images_that_weights_were_trained_on_are_listed_beside_them(vault: V
 def test_replacing_keeps_the_old_weights_until_the_new_are_whole(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     vault.add("mine", None, STATE, "old")
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    written = vault_module.write_bytes
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == vault_module.ENTRY:
+            raise OSError(28, "No space left on device")
+        written(path, data)
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
-        patched.setattr(vault_module, "write_record", full)
+        patched.setattr(vault_module, "write_bytes", full)
         vault.add("mine", None, {"c": torch.zeros(2)}, "new")
     assert vault.verify() == () and vault.entry("mine").source == "old"
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
-        patched.setattr(vault_module, "write_record", full)
+        patched.setattr(vault_module, "write_bytes", full)
         vault.add("other", None, STATE, "new")
     assert vault.names() == ("mine",)
     vault.add("mine", None, {"c": torch.zeros(2)}, "new")
@@ -164,6 +170,89 @@ def test_an_entry_of_the_first_vaults_is_still_read(vault: Vault) -> None:
     sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / "entry.json").write_text(json.dumps({"name": "old", "backbone": NAME, "sha256": sha256, "source": "x"}))
     assert vault.find("old") is not None and vault.verify() == ()
+
+
+def said(vault: Vault) -> list[tuple[str, str]]:
+    return [(event["action"], event["subject"]) for event in vault.trail.events()]
+
+
+def test_the_trail_says_what_came_and_went(vault: Vault) -> None:
+    vault.add("mine", NAME, STATE, "first.pth", "ab" * 32, "CC0")
+    old = vault.entry("mine").sha256
+    vault.add("mine", None, {"c": torch.zeros(2)}, "second.pth")
+    vault.remove("mine")
+    assert said(vault) == [
+        (f"weights.{what}", "mine") for what in ("adding", "added", "adding", "added", "removing", "removed")
+    ]
+    first = vault.trail.events()[0]["details"]
+    told = {key: first[key] for key in ("sha256", "original_sha256", "source", "licence", "backbone")}
+    assert told == {
+        "sha256": old, "original_sha256": "ab" * 32, "source": "first.pth", "licence": "CC0", "backbone": NAME,
+    }  # fmt: skip
+    assert vault.verify() == ()
+
+
+def test_an_entry_that_agrees_with_itself_and_not_with_the_trail_is_refused(vault: Vault) -> None:
+    vault.add("mine", None, STATE, "x", licence="CC BY-NC 4.0")
+    vault.add("other", None, {"c": torch.zeros(2)}, "x")
+    path = vault.folder / "mine" / "entry.json"
+    path.write_text(path.read_text().replace("CC BY-NC 4.0", "CC0"))
+    shutil.copytree(vault.folder / "other", vault.folder / "by-hand")
+    entry = vault.folder / "by-hand" / "entry.json"
+    entry.write_text(entry.read_text().replace('"other"', '"by-hand"'))
+    for name, why in (("mine", "another entry.json than was put in"), ("by-hand", "were put in by hand")):
+        with pytest.raises(WeightsError, match=why):
+            vault.find(name)
+    assert {fault.name for fault in vault.verify()} == {"mine", "by-hand"} and vault.find("other") is not None
+
+
+def test_what_was_taken_out_by_hand_is_missed_until_somebody_says_so(vault: Vault) -> None:
+    vault.add("mine", None, STATE, "x")
+    shutil.rmtree(vault.folder / "mine")
+    assert [fault.name for fault in vault.verify()] == ["mine"] and vault.find("mine") is None
+    vault.remove("mine")
+    assert vault.verify() == ()
+    with pytest.raises(WeightsError, match="it holds nothing"):
+        vault.remove("mine")
+
+
+def test_a_crash_before_the_trail_was_ended_costs_nothing(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = AuditLog.note_files
+
+    def killed(log: AuditLog, action: str, *rest: Any) -> None:
+        if action == "weights.added":
+            raise KeyboardInterrupt
+        note(log, action, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(AuditLog, "note_files", killed)
+        vault.add("mine", None, STATE, "x")
+    assert vault.find("mine") is not None and vault.verify() == ()
+    vault.add("mine", None, STATE, "y")
+    assert vault.verify() == () and said(vault)[-1] == ("weights.added", "mine")
+
+
+def test_a_vault_of_before_gets_its_trail_with_the_next_that_is_put_in(vault: Vault) -> None:
+    vault.add("old", None, STATE, "x")
+    for path in vault.folder.glob("audit.*"):
+        path.unlink()
+    assert vault.find("old") is not None and vault.verify() == ()
+    vault.add("new", None, STATE, "x")
+    assert said(vault)[0] == ("weights.found", "vault") and vault.verify() == ()
+    entry = vault.folder / "old" / "entry.json"
+    entry.write_text(entry.read_text() + " ")
+    assert [fault.name for fault in vault.verify()] == ["old"]
+
+
+def test_a_trail_that_was_altered_is_named_and_nothing_is_added_to_it(vault: Vault) -> None:
+    vault.add("mine", None, STATE, "x")
+    path = vault.folder / "audit.jsonl"
+    path.write_text(path.read_text().replace("weights.added", "weights.addet"))
+    assert [fault.name for fault in vault.verify()] == ["audit.jsonl"]
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(TamperedError):
+        vault.add("other", None, STATE, "x")
+    assert vault.names() == ("mine",)
 
 
 def test_weights_that_are_not_numbers_are_not_kept(vault: Vault) -> None:
