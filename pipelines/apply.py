@@ -14,7 +14,7 @@ from medtl.artifacts import file_digest, read_record
 from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
-from medtl.records import AnyArray, Artifact, Exclusion, FloatArray, Plan, Scan, Tally
+from medtl.records import AnyArray, Artifact, Evaluation, Exclusion, FloatArray, Plan, Scan, Tally
 from pipelines import training
 from pipelines.examination import TALLY, Weighed, weigh
 from pipelines.results import excluded
@@ -37,19 +37,15 @@ class Request:
 def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str, Any]:
     """Prepare new scans by a release's plan, predict, decide at its operating point, write the table."""
     from medtl.dataset.io import read_plan
-    from medtl.dataset.loading import voted
     from medtl.dataset.plan import misfit
-    from medtl.dataset.transforms import prepare_scan
     from medtl.delivery import table
     from medtl.delivery.io import write_table
     from medtl.evaluation.io import read_evaluation
-    from medtl.model import devices, io
-    from medtl.model.predict import look
+    from medtl.model import io
     from medtl.monitoring.tally import tally
     from medtl.registry.io import Register
     from medtl.scans.intake import names_of, read_scans
-    from medtl.scans.segments import PixelStore
-    from pipelines.steps import note_unvalidated, pixel_folder, source_files
+    from pipelines.steps import note_unvalidated, source_files
 
     register = Register(config.workspace)
     entry = register.choose(config.name, request.release, request.allow_candidate)
@@ -60,23 +56,9 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
 
         return apply_segmentation(config, scans, request, entry, folder)
     plan, evaluation = read_plan(folder), read_evaluation(folder)
-    pixels = PixelStore(pixel_folder(config))
     known = {scan: misfit(scan, plan) for scan in read_scans(scans.path) if scan.mask_of is None}
     found = [scan for scan, why in known.items() if why is None]
-    size = max(1, config.model.batch_size // plan.slices)
-
-    def batches() -> Iterator[tuple[AnyArray, FloatArray]]:
-        for start in range(0, len(found), size):
-            images = np.concatenate([prepare_scan(pixels(scan), scan, plan) for scan in found[start : start + size]])
-            yield images, np.full((len(images), len(plan.classes)), np.nan)
-
-    devices.make_deterministic(config.seed, training.threads_for(config.model, 1))
-    probabilities: FloatArray = np.zeros((0, len(plan.classes)))
-    weighed = Weighed()
-    if found:
-        by_row, inside = look(io.read_network(folder), batches(), plan.task, devices.device_of(config.model))
-        features = inside.reshape(len(found), -1, inside.shape[1]).mean(axis=1)
-        probabilities, weighed = weigh(folder, voted(by_row, plan.slices), features, evaluation)
+    probabilities, weighed = _probabilities(config, folder, found, plan, evaluation)
     decisions = table.decide(probabilities, evaluation)
 
     files = source_files(config)
@@ -117,6 +99,32 @@ def apply_release(config: Config, scans: Artifact, request: Request) -> dict[str
         "decisions": dict(Counter(decisions)),
         "doubts": dict(Counter(doubt for one in weighed.doubts for doubt in one)),
     }
+
+
+def _probabilities(
+    config: Config, folder: Path, scans: Sequence[Scan], plan: Plan, evaluation: Evaluation
+) -> tuple[FloatArray, Weighed]:
+    """Predict scans that fit the plan, (scans, classes); weigh what speaks against believing it."""
+    from medtl.dataset.loading import voted
+    from medtl.dataset.transforms import prepare_scan
+    from medtl.model import devices, io
+    from medtl.model.predict import look
+    from medtl.scans.segments import PixelStore
+    from pipelines.steps import pixel_folder
+
+    devices.make_deterministic(config.seed, training.threads_for(config.model, 1))
+    if not scans:
+        return np.zeros((0, len(plan.classes))), Weighed()
+    pixels, size = PixelStore(pixel_folder(config)), max(1, config.model.batch_size // plan.slices)
+
+    def batches() -> Iterator[tuple[AnyArray, FloatArray]]:
+        for start in range(0, len(scans), size):
+            images = np.concatenate([prepare_scan(pixels(scan), scan, plan) for scan in scans[start : start + size]])
+            yield images, np.full((len(images), len(plan.classes)), np.nan)
+
+    by_row, inside = look(io.read_network(folder), batches(), plan.task, devices.device_of(config.model))
+    features = inside.reshape(len(scans), -1, inside.shape[1]).mean(axis=1)
+    return weigh(folder, voted(by_row, plan.slices), features, evaluation)
 
 
 def released_with(folder: Path) -> Tally | None:
