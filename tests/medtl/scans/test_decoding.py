@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import random
 import re
 import resource
@@ -472,6 +473,23 @@ def test_frames_of_one_file_go_where_they_belong(tmp_path: Path, pool: DecodingP
     assert pool.decode(jobs, output) == [None] * 5
     found = np.frombuffer(output.read_bytes(), "<u2").reshape(5, 5, 7, 3)
     assert np.array_equal(found, np.stack([frames[f] for f in order]))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are told otherwise")
+def test_the_memory_of_one_frame_serves_the_next(tmp_path: Path) -> None:
+    values = image("u2", (512, 512))
+    codestream = rle(values)
+
+    def pages(frames: int) -> int:
+        (tmp_path / str(frames)).mkdir()
+        series = Series(tmp_path / str(frames), format_for(RLE, values), [codestream] * frames)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+        with DecodingPool(limits=Limits(threads=1)) as pool:
+            assert pool.decode(series.jobs, series.output) == [None] * frames
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt - before
+
+    few, many = pages(8), pages(72)
+    assert (many - few) / 64 < 0.5 * values.nbytes / resource.getpagesize()  # 64; without, it is 421
 
 
 def test_a_damaged_slice_costs_itself_alone(tmp_path: Path, pool: DecodingPool) -> None:
