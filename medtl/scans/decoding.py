@@ -951,8 +951,8 @@ def _bare_environment() -> dict[str, str]:
     """Give a child what it needs to find its libraries, and no secret."""
     kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     places = [str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]
-    # One thread: a BLAS pool would take address space for work that is not done here. Memory of one frame is kept for the
-    # next: given back after each, its pages are made anew for every frame, a third of the time that RLE takes (glibc).
+    # One thread: a BLAS pool would take address space for work that is not done here. Memory of one frame is kept for
+    # the next: given back after each, its pages are made anew every time, a third of the time that RLE takes (glibc).
     memory = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
     found = {"PYTHONPATH": os.pathsep.join(places), "OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
     return {**kept, **found, **memory}
