@@ -99,7 +99,7 @@ def candidates_of(config: Config, names: Sequence[str] | None) -> list[Candidate
         WeightsError: nothing was named and there are no weights; says how to get some.
     """
     from medtl.model.backbones import BACKBONES
-    from medtl.model.surgery import backbone as look_up
+    from medtl.model.backbones import backbone as look_up
     from medtl.model.vault import Vault, imagenet_name
 
     here: list[Candidate] = []

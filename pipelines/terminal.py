@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from medtl.config import Config, load_config
 from medtl.errors import ConfigError
+from medtl.model.backbones import backbone
 
 WHOLE = frozenset({"item", "output", "release"})  # columns that people copy from: never broken over two lines
 ConfigFile = Annotated[Path, Parameter(help="YAML file of the run, for instance configs/demo.yaml")]
@@ -26,8 +27,14 @@ Workspace = Annotated[Path, Parameter(help="workspace of the runs")]
 
 
 def load(path: Path, overrides: Sequence[str] | None) -> Config:
-    """Read a config with its overrides."""
-    return load_config(path, overrides or [])
+    """Read a config with its overrides; a backbone that nobody knows is refused before anything is begun.
+
+    Raises:
+        ConfigError: it is no valid config, or there is no such backbone.
+    """
+    config = load_config(path, overrides or [])
+    backbone(config.model.backbone)
+    return config
 
 
 def load_diagnosis(path: Path, overrides: Sequence[str] | None, verb: str) -> Config:

@@ -191,8 +191,8 @@ def describe_scans(config: Config, scans: Sequence[Scan], read: Callable[[Scan],
     """
     from medtl.dataset.lookalikes import SIDE, thumbnail
     from medtl.model import devices, io
+    from medtl.model.backbones import backbone
     from medtl.model.features import describe
-    from medtl.model.surgery import backbone
     from medtl.model.vault import Vault, resolve_weights
 
     model, row = config.model, backbone(config.model.backbone)

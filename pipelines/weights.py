@@ -63,7 +63,7 @@ def weights_add(
     A pickle is read in a process of its own, as tensors only. With --backbone the names of torchvision, timm, MONAI,
     MedicalNet, RadImageNet, Lightning and MoCo are understood, and a file that belongs to something else is refused.
     """
-    from medtl.model.surgery import backbone as look_up
+    from medtl.model.backbones import backbone as look_up
     from medtl.model.vault import Vault
 
     if not 0 <= min_share <= 1:

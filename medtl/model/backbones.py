@@ -14,9 +14,12 @@ are inflated into it, or starts from nothing.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from medtl.errors import ConfigError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of networks trained on -1 to 1
@@ -577,3 +580,16 @@ BACKBONES: Mapping[str, Backbone] = {
         options=_monai_resnet("bottleneck", (3, 4, 6, 3), bias_downsample=False),
     ),
 }
+
+
+def backbone(name: str) -> Backbone:
+    """Look a backbone up.
+
+    Raises:
+        ConfigError: no such row; the nearest one is named.
+    """
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "`medtl backbones` lists them."
+        raise ConfigError(f"'model.backbone': there is no backbone '{name}'; {hint}")
+    return BACKBONES[name]

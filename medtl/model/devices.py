@@ -54,6 +54,6 @@ def make_deterministic(seed: int, threads: int) -> None:
     """Seed torch, ask for deterministic kernels and fix the threads."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler: seconds
     torch.backends.cudnn.benchmark = False
     torch.set_num_threads(threads)

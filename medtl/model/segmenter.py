@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from medtl.config import ModelConfig, SegmenterConfig
 from medtl.errors import ConfigError, WeightsError
+from medtl.model.backbones import backbone
 from medtl.model.instance_norm import keep_channels_last
 from medtl.model.segmenters import SEGMENTERS
-from medtl.model.surgery import HEAD, Pool, StagedNetwork, backbone, cut, source_network
+from medtl.model.surgery import HEAD, Pool, StagedNetwork, cut, source_network
 from medtl.model.vault import WeightsFile, read_weights
 from medtl.model.weights import OURS, load_source, load_staged, normalisation
 from medtl.records import GridPlan, LoadReport

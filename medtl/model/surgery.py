@@ -7,7 +7,6 @@ flat network's are inflated to a volume's before that.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import re
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medtl.errors import ConfigError
-from medtl.model.backbones import BACKBONES, Backbone
+from medtl.model.backbones import Backbone, backbone
 
 HEAD = "head"
 
@@ -208,19 +207,6 @@ def source_network(name: str, size: int) -> nn.Module:
     network = getattr(nets, row.builder)(**options, **{channels: len(row.mean), classes: 2})
     _replace_partial_shortcuts(network)
     return network
-
-
-def backbone(name: str) -> Backbone:
-    """Look a backbone up.
-
-    Raises:
-        ConfigError: no such row; the nearest one is named.
-    """
-    if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "`medtl backbones` lists them."
-        raise ConfigError(f"'model.backbone': there is no backbone '{name}'; {hint}")
-    return BACKBONES[name]
 
 
 def cut(source: nn.Module, name: str, channels: int, classes: int, dropout: float) -> StagedNetwork:

@@ -41,10 +41,10 @@ from torch import Tensor
 from medtl.artifacts import file_digest, read_record, record_bytes, storage_errors, sync_folder, write_bytes
 from medtl.audit import AuditLog
 from medtl.errors import StorageError, TamperedError, WeightsError
-from medtl.model.backbones import Backbone
+from medtl.model.backbones import Backbone, backbone
 from medtl.model.download import Patience, base_address, download
 from medtl.model.pickles import PickleLimits, convert_pickle
-from medtl.model.surgery import backbone, source_network, trunk_keys
+from medtl.model.surgery import source_network, trunk_keys
 from medtl.model.weights import OURS, InputContract, adapt, load_source, to_house_input
 from medtl.model.weights import stored_form as stored_form
 from medtl.progress import advance

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from medtl.errors import WeightsError
-from medtl.model.surgery import HEAD, StagedNetwork, backbone, inflate, interpolate_positions, trunk_keys
+from medtl.model.backbones import backbone
+from medtl.model.surgery import HEAD, StagedNetwork, inflate, interpolate_positions, trunk_keys
 from medtl.records import LoadReport
 
 OURS = "stages."

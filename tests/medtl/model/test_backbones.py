@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from medtl.config import PhaseConfig
 from medtl.errors import ConfigError
-from medtl.model.backbones import BACKBONES, Backbone
+from medtl.model.backbones import BACKBONES, Backbone, backbone
 from medtl.model.features import describe
 from medtl.model.phases import frozen_digests, parameter_groups, set_learning
-from medtl.model.surgery import StagedNetwork, backbone, boundary_shapes, cut, source_network, trunk_keys
+from medtl.model.surgery import StagedNetwork, boundary_shapes, cut, source_network, trunk_keys
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
