@@ -532,7 +532,7 @@ def server(published: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
 
 def publish(monkeypatch: pytest.MonkeyPatch, sha256: str) -> None:
     row = replace(BACKBONES[NAME], weights=WeightsSource("squeezenet1_0.pth", sha256))
-    monkeypatch.setattr("medtl.model.surgery.BACKBONES", {**BACKBONES, NAME: row})
+    monkeypatch.setattr("medtl.model.backbones.BACKBONES", {**BACKBONES, NAME: row})
 
 
 def test_imagenet_weights_are_fetched_once_and_say_what_they_are(server: Server, vault: Vault) -> None:
