@@ -224,7 +224,7 @@ class AuditLog:
         """
         root, known = self.path.parent, self._held().files
         with storage_errors(self.path):
-            now = {path.relative_to(root).as_posix(): file_digest(path) for path in paths}
+            now = {path.absolute().relative_to(root).as_posix(): file_digest(path) for path in paths}
         changed = {name: sha256 for name, sha256 in now.items() if known.get(name) != sha256}
         if changed:
             self.append(action, subject, details={"files": changed})

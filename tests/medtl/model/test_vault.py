@@ -192,6 +192,14 @@ def test_the_trail_says_what_came_and_went(vault: Vault) -> None:
     assert vault.verify() == ()
 
 
+def test_a_vault_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    vault = Vault(Path("weights"))
+    vault.add("mine", None, STATE, "x")
+    vault.add("mine", None, {"c": torch.zeros(2)}, "y")
+    assert vault.find("mine") is not None and vault.verify() == () and len(said(vault)) == 4
+
+
 def test_an_entry_that_agrees_with_itself_and_not_with_the_trail_is_refused(vault: Vault) -> None:
     vault.add("mine", None, STATE, "x", licence="CC BY-NC 4.0")
     vault.add("other", None, {"c": torch.zeros(2)}, "x")
