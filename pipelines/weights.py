@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from medtl.model.weights import InputContract
     from medtl.records import LoadReport
 
+log = logging.getLogger("medtl")
 KEEP = Group("Keeping things", sort_key=3)
 weights = App(name="weights", help="Keep weights in the vault: list, add, fetch, verify, remove.", group=KEEP)
 VaultFolder = Annotated[Path, Parameter(help="folder of the vault; a run's is WORKSPACE/weights")]
@@ -115,7 +117,11 @@ def weights_verify(*, vault: VaultFolder = _DEFAULT, json_: Json = False) -> Non
         faults = {fault.name: fault.what for fault in kept.verify()}
     names = kept.names()
     rows = [(name, faults.get(name, "whole")) for name in sorted({*names, *faults})]
-    value = {"entries": len(names), "faults": faults}
+    value = {"entries": len(names), "faults": faults, "trail": kept.told}
+    if names and not kept.told:
+        log.warning(
+            "%s has no audit trail: nobody can say who put these weights in. The next addition begins one.", vault
+        )
     show_table(value, json_, f"Weights in {vault}", ("name", "state"), rows)
     if faults:
         named = "; ".join(f"'{name}' {what}" for name, what in faults.items())

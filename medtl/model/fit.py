@@ -23,12 +23,7 @@ from medtl.model import cache, parallel
 from medtl.model.cache import ActivationStore, Images, Source, Trunk, autocast, to_images
 from medtl.model.heads import BANK, VOTES, Linear, NearestNeighbours, solve
 from medtl.model.losses import class_weights, evaluation_loss, known_labels, loss_sum, mixture
-from medtl.model.phases import (
-    frozen_count,
-    rate_factor,
-    set_learning,
-    train_again,
-)
+from medtl.model.phases import Norms, frozen_count, rate_factor, set_learning, train_again
 from medtl.model.surgery import HEAD, StagedNetwork
 from medtl.model.trainer import Judge, Saver, State, Steps, Trainer
 from medtl.progress import advance
@@ -402,8 +397,6 @@ class _Run(Trainer):
 
 def refuse_frozen_noise(network: StagedNetwork, config: ModelConfig) -> None:
     """Refuse what cannot work: frozen BatchNorm, or a frozen trunk, of a network without weights."""
-    from medtl.model.phases import Norms
-
     has_norms = any(isinstance(module, Norms) for module in network.modules())
     for phase in config.schedule:
         if has_norms and phase.batchnorm == "frozen" and phase.unfreeze != "head":

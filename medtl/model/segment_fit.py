@@ -23,12 +23,7 @@ from medtl.errors import ConfigError
 from medtl.model import parallel
 from medtl.model.cache import autocast
 from medtl.model.mask_losses import coarsened, loss_of, sums, weights_of
-from medtl.model.phases import (
-    Norms,
-    learning_state,
-    rate_factor,
-    train_again,
-)
+from medtl.model.phases import Norms, learning_state, rate_factor, train_again
 from medtl.model.segmenter import SegmenterNetwork
 from medtl.model.surgery import HEAD
 from medtl.model.trainer import Judge, Saver, State, Steps, Trainer

@@ -112,6 +112,11 @@ class Vault:
         self.trail = AuditLog(folder)
         self._now = now
 
+    @property
+    def told(self) -> bool:
+        """Tell whether there is a trail, or was: a vault of before it had one has neither the log nor its head."""
+        return self.trail.path.exists() or self.trail.head_path.exists()
+
     def names(self) -> tuple[str, ...]:
         """List what is there by name, whole or not."""
         with storage_errors(self.folder):
@@ -384,7 +389,7 @@ class Vault:
 
     def _enter_older(self) -> None:
         """Begin the trail with what is there already: of a vault of before it had one."""
-        if not self.trail.path.exists():
+        if not self.told:
             older = [path for name in self.names() if (path := self.folder / name / ENTRY).is_file()]
             self.trail.note_files("weights.found", "vault", older)
 
@@ -397,7 +402,7 @@ class Vault:
 
     def _unsaid(self, name: str) -> str | None:
         """Hold an entry against the trail, where there is one."""
-        if not self.trail.path.exists():
+        if not self.told:
             return None
         with storage_errors(self.folder / name):
             now = file_digest(self.folder / name / ENTRY)

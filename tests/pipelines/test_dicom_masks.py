@@ -14,8 +14,9 @@ import pytest
 from pydantic import ValidationError
 from pydicom import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from ct_files import ct_series, write_series
 from medtl.config import Config, LabelsConfig, parse_config
 from medtl.dataset.grid import codes_of
 from medtl.dataset.io import read_grid, read_volumes
@@ -55,31 +56,11 @@ def inside(*boxes: tuple[slice, ...], space: tuple[int, int, int] = SPACE) -> Ar
     return drawn
 
 
-def write_series(folder: Path, patient: str, volume: Array | None = None) -> list[Dataset]:
+def write_ct(folder: Path, patient: str, volume: Array | None = None) -> list[Dataset]:
     if volume is None:
         volume = np.random.default_rng(len(patient)).integers(0, 2000, SPACE)
-    folder.mkdir(parents=True)
-    study, series, frame, slices = generate_uid(), generate_uid(), generate_uid(), []
-    for number, pixels in enumerate(volume):
-        ct = Dataset()
-        ct.file_meta = FileMetaDataset()
-        ct.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        ct.SOPClassUID = ct.file_meta.MediaStorageSOPClassUID = CTImageStorage
-        ct.SOPInstanceUID = ct.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        ct.StudyInstanceUID, ct.SeriesInstanceUID, ct.FrameOfReferenceUID = study, series, frame
-        ct.PatientID, ct.PatientName, ct.PatientBirthDate, ct.PatientSex = patient, "A^B", "", "O"
-        ct.StudyDate = ct.StudyTime = ct.StudyID = ct.AccessionNumber = ct.ReferringPhysicianName = ""
-        ct.Modality, ct.SeriesNumber, ct.InstanceNumber = "CT", 1, number + 1
-        ct.ImageType, ct.PositionReferenceIndicator = ["ORIGINAL", "PRIMARY", "AXIAL"], ""
-        ct.Rows, ct.Columns = volume.shape[1:]
-        ct.SamplesPerPixel, ct.PhotometricInterpretation = 1, "MONOCHROME2"
-        ct.BitsAllocated, ct.BitsStored, ct.HighBit, ct.PixelRepresentation = 16, 16, 15, 0
-        ct.RescaleSlope, ct.RescaleIntercept = 1, -1000
-        ct.PixelSpacing, ct.SliceThickness = [1.0, 1.0], 3.0
-        ct.ImageOrientationPatient, ct.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-10.0, -10.0, 3.0 * number]
-        ct.PixelData = pixels.astype(np.uint16).tobytes()
-        ct.save_as(folder / f"{number}.dcm", enforce_file_format=True)
-        slices.append(ct)
+    slices = ct_series(volume, PatientID=patient, RescaleIntercept=-1000)
+    write_series(folder, slices)
     return slices
 
 
@@ -149,7 +130,7 @@ def write_cases(
     folder: Path, write: Any, names: tuple[str, ...], *boxes: tuple[slice, ...], patients: tuple[str, ...] = ("p", "qq")
 ) -> None:
     for patient in patients:
-        images = write_series(folder / "scans" / f"ct-{patient}", patient)
+        images = write_ct(folder / "scans" / f"ct-{patient}", patient)
         write(folder / "scans" / f"drawn-{patient}.dcm", images, names, *boxes)
     rows = ["image,mask,patient", *(f"ct-{patient},drawn-{patient}.dcm,{patient}" for patient in patients)]
     (folder / "scans" / "labels.csv").write_text("\n".join(rows) + "\n")
@@ -213,7 +194,7 @@ def test_regions_that_nothing_names_are_refused_or_said_to_be_background(tmp_pat
 
 def test_the_reason_tells_which_regions_nothing_names(tmp_path: Path) -> None:
     write_cases(tmp_path, write_seg, ("tumour", "couch", "air"), WHOLE, ASIDE, ASIDE)
-    images = write_series(tmp_path / "scans" / "ct-rrr", "rrr")
+    images = write_ct(tmp_path / "scans" / "ct-rrr", "rrr")
     write_seg(tmp_path / "scans" / "drawn-rrr.dcm", images, ("tumour",), WHOLE)
     with (tmp_path / "scans" / "labels.csv").open("a") as table:
         table.write("ct-rrr,drawn-rrr.dcm,rrr\n")
@@ -229,7 +210,7 @@ def test_a_mask_of_values_has_no_regions_to_name(tmp_path: Path) -> None:
     values[WHOLE] = 1
     affine = np.array([[-1.0, 0, 0, 10], [0, -1.0, 0, 10], [0, 0, 3.0, 0], [0, 0, 0, 1]])  # RAS: columns, rows, slices
     nibabel.save(nibabel.Nifti1Image(values.T, affine), tmp_path / "scans" / "drawn.nii.gz")
-    images = write_series(tmp_path / "scans" / "ct-rrr", "rrr")
+    images = write_ct(tmp_path / "scans" / "ct-rrr", "rrr")
     assert len(images) == len(values)
     with (tmp_path / "scans" / "labels.csv").open("a") as table:
         table.write("ct-rrr,drawn.nii.gz,rrr\n")
@@ -248,7 +229,7 @@ def test_a_mask_of_another_image_is_refused(tmp_path: Path) -> None:
 
 def test_a_bare_name_that_two_files_have_means_neither(tmp_path: Path) -> None:
     write_cases(tmp_path, write_seg, ("tumour",), WHOLE)
-    images = write_series(tmp_path / "scans" / "ct-rrr", "rrr")
+    images = write_ct(tmp_path / "scans" / "ct-rrr", "rrr")
     for reader, drawn in (("one", WHOLE), ("two", ASIDE)):
         (tmp_path / "scans" / reader).mkdir()
         write_seg(tmp_path / "scans" / reader / "seg.dcm", images, ("tumour",), drawn)
@@ -293,7 +274,7 @@ def test_a_run_learns_from_what_was_drawn_in_either_way(tmp_path: Path) -> None:
         volume = rng.integers(0, 400, (8, 32, 32))
         volume[whole] += 800
         volume[core] += 700
-        images = write_series(tmp_path / "scans" / f"ct{number}", f"p{number}", volume)
+        images = write_ct(tmp_path / "scans" / f"ct{number}", f"p{number}", volume)
         write = write_seg if number % 2 else write_structures
         write(tmp_path / "scans" / f"drawn{number}.dcm", images, ("Tumour", "Core"), whole, core)
         rows.append(f"ct{number},drawn{number}.dcm,p{number}")

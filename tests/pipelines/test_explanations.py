@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydicom import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import generate_uid
 
+from ct_files import ct_series, write_series
 from medtl.audit import AuditLog
 from medtl.config import Config, load_config
 from medtl.dataset.io import read_pack, read_split
@@ -54,36 +54,6 @@ evaluation: {{uncertainty: {{resamples: 100}}}}
 """
 
 
-def write_series(folder: Path, patient: int, volume: Array) -> list[Dataset]:
-    """Write a CT series, 2 mm between rows and columns, 5 mm between slices."""
-    folder.mkdir(parents=True)
-    study, series, frame, slices = generate_uid(), generate_uid(), generate_uid(), []
-    for number, pixels in enumerate(volume):
-        ct = Dataset()
-        ct.file_meta = FileMetaDataset()
-        ct.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        ct.SOPClassUID, ct.SOPInstanceUID = CTImageStorage, generate_uid()
-        ct.file_meta.MediaStorageSOPClassUID, ct.file_meta.MediaStorageSOPInstanceUID = (
-            CTImageStorage,
-            ct.SOPInstanceUID,
-        )
-        ct.StudyInstanceUID, ct.SeriesInstanceUID, ct.FrameOfReferenceUID = study, series, frame
-        ct.PatientID, ct.PatientName, ct.PatientBirthDate, ct.PatientSex = f"{patient}", "A^B", "", "O"
-        ct.StudyDate = ct.StudyTime = ct.StudyID = ct.AccessionNumber = ct.ReferringPhysicianName = ""
-        ct.Modality, ct.SeriesNumber, ct.InstanceNumber = "CT", 1, number + 1
-        ct.ImageType, ct.PositionReferenceIndicator = ["ORIGINAL", "PRIMARY", "AXIAL"], ""
-        ct.Rows, ct.Columns = pixels.shape
-        ct.SamplesPerPixel, ct.PhotometricInterpretation = 1, "MONOCHROME2"
-        ct.BitsAllocated, ct.BitsStored, ct.HighBit, ct.PixelRepresentation = 16, 16, 15, 0
-        ct.RescaleSlope, ct.RescaleIntercept = 1, 0
-        ct.PixelSpacing, ct.SliceThickness = [2.0, 2.0], 5.0
-        ct.ImageOrientationPatient, ct.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-30.0, -30.0, 5.0 * number]
-        ct.PixelData = pixels.astype(np.uint16).tobytes()
-        ct.save_as(folder / f"{number}.dcm", enforce_file_format=True)
-        slices.append(ct)
-    return slices
-
-
 def write_drawn(folder: Path, region: str, patients: int = 16) -> None:
     """Write a series for each patient, every second with a bright cube, and what a person drew on each as DICOM SEG."""
     rng, rows = np.random.default_rng(0), ["path,label,patient"]
@@ -96,10 +66,11 @@ def write_drawn(folder: Path, region: str, patients: int = 16) -> None:
         described = hd.seg.SegmentDescription(
             1, region, codes.SCT.Tissue, codes.SCT.Bone, algorithm_type=hd.seg.SegmentAlgorithmTypeValues.MANUAL
         )
+        slices = ct_series(volume, spacing=(2.0, 2.0, 5.0), corner=(-30.0, -30.0, 0.0), PatientID=f"{patient}")
+        write_series(folder / f"ct{patient}", slices)
         hd.seg.Segmentation(
-            write_series(folder / f"ct{patient}", patient, volume), inside, "BINARY", [described],
-            generate_uid(), 2, generate_uid(), 1, "M", "M", "1", "1",
-        ).save_as(folder / f"seg{patient}.dcm")  # fmt: skip
+            slices, inside, "BINARY", [described], generate_uid(), 2, generate_uid(), 1, "M", "M", "1", "1"
+        ).save_as(folder / f"seg{patient}.dcm")
         rows.append(f"ct{patient},{'cube' if patient % 2 else 'empty'},patient-{patient}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
 

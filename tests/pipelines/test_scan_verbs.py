@@ -12,9 +12,9 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from pydicom import Dataset, FileMetaDataset, dcmread
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom import dcmread
 
+from ct_files import ct_series, write_series
 from medtl.audit import AuditLog
 from pipelines.cli import call
 from pipelines.trail import verify_workspace
@@ -22,30 +22,10 @@ from pipelines.trail import verify_workspace
 ROOT = Path(__file__).parents[2]
 
 
-def write_series(folder: Path, slices: int = 6, **attributes: Any) -> list[Path]:
-    folder.mkdir(parents=True)
-    series, study, frame = generate_uid(), generate_uid(), generate_uid()
-    paths = []
-    for index in range(slices):
-        header = Dataset()
-        header.file_meta = FileMetaDataset()
-        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = CTImageStorage
-        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        header.SeriesInstanceUID, header.StudyInstanceUID, header.FrameOfReferenceUID = series, study, frame
-        header.PatientID, header.PatientName, header.Modality = "SECRET-ID", "SECRET^NAME", "CT"
-        header.Rows, header.Columns, header.SamplesPerPixel = 16, 16, 1
-        header.PhotometricInterpretation, header.PixelRepresentation = "MONOCHROME2", 1
-        header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
-        header.ImagePositionPatient, header.ImageOrientationPatient = [0, 0, 3.0 * index], [1, 0, 0, 0, 1, 0]
-        header.PixelSpacing, header.SliceThickness, header.InstanceNumber = [1, 1], 3, index + 1
-        header.RescaleSlope, header.RescaleIntercept = 1, -1024
-        header.PixelData = (np.arange(256, dtype=np.int16) + index).tobytes()
-        for keyword, value in attributes.items():
-            setattr(header, keyword, value)
-        paths.append(folder / f"SECRET-{index}.dcm")
-        header.save_as(paths[-1], enforce_file_format=True)
-    return paths
+def write_secret(folder: Path, slices: int = 6, **attributes: Any) -> list[Path]:
+    volume = np.arange(256).reshape(16, 16) + np.arange(slices)[:, None, None]
+    named = {"PatientID": "SECRET-ID", "PatientName": "SECRET^NAME", "RescaleIntercept": -1024, **attributes}
+    return write_series(folder, ct_series(volume, corner=(0, 0, 0), **named), "SECRET-")
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +47,8 @@ def config(tmp_path: Path, source: Path, more: str = "") -> str:
 def test_convert_writes_what_passes_and_a_table_of_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: bool
 ) -> None:
-    write_series(tmp_path / "in" / "good")
-    write_series(tmp_path / "in" / "bad")[3].unlink()
+    write_secret(tmp_path / "in" / "good")
+    write_secret(tmp_path / "in" / "bad")[3].unlink()
     assert (
         call(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--json", *(["--gzip"] if packed else [])]) == 0
     )
@@ -85,7 +65,7 @@ def test_convert_writes_what_passes_and_a_table_of_the_rest(
 
 
 def test_convert_fails_where_nothing_comes_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_series(tmp_path / "in")[3].unlink()
+    write_secret(tmp_path / "in")[3].unlink()
     assert call(["convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 1
     assert "Not one volume" in capsys.readouterr().err
 
@@ -93,7 +73,7 @@ def test_convert_fails_where_nothing_comes_out(tmp_path: Path, capsys: pytest.Ca
 def test_convert_names_a_source_that_is_not_there_and_an_output_inside_the_source(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_series(tmp_path / "in")
+    write_secret(tmp_path / "in")
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
     assert call(["convert", str(tmp_path / "nowhere"), str(out)]) == 1
@@ -107,7 +87,7 @@ def test_convert_names_a_source_that_is_not_there_and_an_output_inside_the_sourc
 def test_a_key_table_that_cannot_be_written_is_said_before_anything_is_copied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_series(tmp_path / "in")
+    write_secret(tmp_path / "in")
     table = tmp_path / "nowhere" / "key.csv"
     assert call(["deidentify", str(tmp_path / "in"), str(tmp_path / "out"), "--key-table", str(table)]) == 1
     assert "is no folder" in capsys.readouterr().err
@@ -118,7 +98,7 @@ def test_what_is_copied_from_a_table_is_never_broken_over_two_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    write_series(tmp_path / "in" / "a-folder-with-a-long-name", BurnedInAnnotation="YES")
+    write_secret(tmp_path / "in" / "a-folder-with-a-long-name", BurnedInAnnotation="YES")
     run = config(tmp_path, tmp_path / "in")
     assert call(["quarantine", "list", run, "--json"]) == 0
     (row,) = said(capsys)
@@ -127,14 +107,14 @@ def test_what_is_copied_from_a_table_is_never_broken_over_two_lines(
 
 
 def test_show_excluded_names_the_files_of_a_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_series(tmp_path / "in")[3].unlink()
+    write_secret(tmp_path / "in")[3].unlink()
     assert call(["show", "excluded", config(tmp_path, tmp_path / "in"), "--json"]) == 0
     (row,) = said(capsys)
     assert "SECRET-0.dcm" in row["file"]
 
 
 def test_deidentify_leaves_no_trace_but_in_the_key_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_series(tmp_path / "in")
+    write_secret(tmp_path / "in")
     (tmp_path / "in" / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     table = tmp_path / "key.csv"
     arguments = ["deidentify", str(tmp_path / "in"), str(tmp_path / "out"), "--key-table", str(table), "--json"]
@@ -154,7 +134,7 @@ def test_deidentify_leaves_no_trace_but_in_the_key_table(tmp_path: Path, capsys:
 
 
 def test_the_key_table_cannot_lie_among_what_is_given_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_series(tmp_path / "in")
+    write_secret(tmp_path / "in")
     out = tmp_path / "out"
     assert call(["deidentify", str(tmp_path / "in"), str(out), "--key-table", str(out / "key.csv")]) == 2
     assert "given away" in capsys.readouterr().err
@@ -162,8 +142,8 @@ def test_the_key_table_cannot_lie_among_what_is_given_away(tmp_path: Path, capsy
 
 
 def test_what_was_refused_is_listed_shown_and_taken_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_series(tmp_path / "in" / "written-on", BurnedInAnnotation="YES")
-    write_series(tmp_path / "in" / "broken")[3].unlink()
+    write_secret(tmp_path / "in" / "written-on", BurnedInAnnotation="YES")
+    write_secret(tmp_path / "in" / "broken")[3].unlink()
     run = config(tmp_path, tmp_path / "in")
     assert call(["quarantine", "list", run, "--json"]) == 0
     rows = {row["code"]: row for row in said(capsys)}
@@ -205,7 +185,7 @@ call(sys.argv[1:])
 def test_a_kill_while_something_is_taken_back_leaves_no_accusation_and_is_finished_by_the_next_ingest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], when: str, found: list[tuple[str, str]]
 ) -> None:
-    write_series(tmp_path / "in" / "written-on", BurnedInAnnotation="YES")
+    write_secret(tmp_path / "in" / "written-on", BurnedInAnnotation="YES")
     run = config(tmp_path, tmp_path / "in")
     assert call(["quarantine", "list", run, "--json"]) == 0
     (row,) = said(capsys)
@@ -231,7 +211,7 @@ def test_a_kill_while_something_is_taken_back_leaves_no_accusation_and_is_finish
 def test_nothing_is_taken_back_that_the_audit_log_cannot_hold(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_series(tmp_path / "in", BurnedInAnnotation="YES")
+    write_secret(tmp_path / "in", BurnedInAnnotation="YES")
     run = config(tmp_path, tmp_path / "in")
     assert call(["quarantine", "list", run, "--json"]) == 0
     (row,) = said(capsys)
@@ -255,7 +235,7 @@ def test_every_code_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_second_ingest_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_series(tmp_path / "in")
+    write_secret(tmp_path / "in")
     run = config(tmp_path, tmp_path / "in")
     assert call(["quarantine", "list", run, "--json"]) == 0  # ingests
     capsys.readouterr()

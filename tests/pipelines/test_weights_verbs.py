@@ -47,7 +47,7 @@ def test_weights_go_in_are_listed_verified_and_removed(
     (listed,) = said(capsys)
     assert (listed["backbone"], listed["licence"], listed["sha256"]) == (NAME, "MIT", added["sha256"])
     call("verify", "--vault", vault, "--json")
-    assert said(capsys) == {"entries": 1, "faults": {}}
+    assert said(capsys) == {"entries": 1, "faults": {}, "trail": True}
     call("remove", "mine", "--vault", vault, "--json")
     assert said(capsys) == {"removed": "mine"}
     call("list", "--vault", vault)
@@ -113,3 +113,18 @@ def test_removing_what_is_not_there_names_the_nearest(file: Path, tmp_path: Path
 def test_fetching_from_nowhere_says_what_to_try(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"https://HOST/FOLDER/"):
         call("fetch", NAME, "--host", "ftp://mirror.example/", "--vault", tmp_path / "vault")
+
+
+def test_verify_says_where_nobody_can_say_who_put_weights_in(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    vault = tmp_path / "vault"
+    call("add", file, "--name", "mine", "--vault", vault)
+    call("verify", "--vault", vault)
+    assert not caplog.messages
+    for path in vault.glob("audit.*"):
+        path.unlink()
+    capsys.readouterr()
+    call("verify", "--vault", vault, "--json")
+    assert said(capsys) == {"entries": 1, "faults": {}, "trail": False}
+    assert "has no audit trail" in caplog.text

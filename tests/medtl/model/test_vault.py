@@ -261,6 +261,12 @@ def test_a_trail_that_was_altered_is_named_and_nothing_is_added_to_it(vault: Vau
     with pytest.raises(TamperedError):
         vault.add("other", None, STATE, "x")
     assert vault.names() == ("mine",)
+    path.unlink()  # its head is left: this is no vault of before
+    with pytest.raises(WeightsError, match="put in by hand"):
+        vault.find("mine")
+    with pytest.raises(TamperedError):
+        vault.add("other", None, STATE, "x")
+    assert [fault.name for fault in vault.verify()] == ["audit.jsonl", "mine"]
 
 
 def test_weights_that_are_not_numbers_are_not_kept(vault: Vault) -> None:

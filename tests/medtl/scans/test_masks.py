@@ -16,6 +16,7 @@ from pydicom import Dataset, FileMetaDataset, dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from ct_files import AXIAL, ct_series
 from medtl.config import ScansConfig
 from medtl.errors import ScanError
 from medtl.scans.geometry import Affine
@@ -28,9 +29,9 @@ Array = np.ndarray[Any, Any]
 CONFIG = ScansConfig()
 FRAME = generate_uid()
 SHAPE = (6, 10, 12)
-AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 TILTED = ((0.8, 0.6, 0.0), (-0.6, 0.8, 0.0))
 SPACING = (0.5, 0.8, 2.0)  # between columns, rows, slices
+CORNER = (-20.0, 15.0, 100.0)
 
 
 def grid_of(axes: Any = AXIAL, step: float = SPACING[2]) -> Grid:
@@ -42,32 +43,15 @@ def grid_of(axes: Any = AXIAL, step: float = SPACING[2]) -> Grid:
         np.array(axes[1]) * SPACING[1],
         normal * step,
     )
-    lps[:3, 3] = (-20.0, 15.0, 100.0)
+    lps[:3, 3] = CORNER
     return Grid(SHAPE, as_affine(np.diag([-1.0, -1, 1, 1]) @ lps), FRAME)
 
 
-def ct_series(axes: Any = AXIAL) -> list[Dataset]:
+def ct_images(axes: Any = AXIAL) -> list[Dataset]:
     """Make the slices of a CT series on :func:`grid_of`."""
-    normal, study, series, slices = np.cross(*axes), generate_uid(), generate_uid(), []
-    for number in range(SHAPE[0]):
-        ct = Dataset()
-        ct.file_meta = FileMetaDataset()
-        ct.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        ct.SOPClassUID, ct.SOPInstanceUID = CTImageStorage, generate_uid()
-        ct.StudyInstanceUID, ct.SeriesInstanceUID, ct.FrameOfReferenceUID = study, series, FRAME
-        ct.PatientID, ct.PatientName, ct.PatientBirthDate, ct.PatientSex = "1", "A^B", "", "O"
-        ct.StudyDate = ct.StudyTime = ct.StudyID = ct.AccessionNumber = ct.ReferringPhysicianName = ""
-        ct.Modality, ct.SeriesNumber, ct.InstanceNumber = "CT", 1, number + 1
-        ct.PositionReferenceIndicator = ""
-        ct.Rows, ct.Columns = SHAPE[1:]
-        ct.SamplesPerPixel, ct.PhotometricInterpretation = 1, "MONOCHROME2"
-        ct.BitsAllocated, ct.BitsStored, ct.HighBit, ct.PixelRepresentation = 16, 16, 15, 0
-        ct.PixelSpacing, ct.SliceThickness = [SPACING[1], SPACING[0]], SPACING[2]
-        ct.ImageOrientationPatient = [*axes[0], *axes[1]]
-        ct.ImagePositionPatient = (np.array([-20.0, 15.0, 100.0]) + number * SPACING[2] * normal).tolist()
-        ct.PixelData = bytes(2 * SHAPE[1] * SHAPE[2])
-        slices.append(ct)
-    return slices
+    columns, rows, slices = SPACING
+    empty = np.zeros(SHAPE, np.uint16)
+    return ct_series(empty, (rows, columns, slices), CORNER, axes, FrameOfReferenceUID=FRAME)
 
 
 def segmentation(images: list[Dataset], pixels: Array, kind: str = "BINARY", count: int = 1) -> Dataset:
@@ -154,7 +138,7 @@ def blobs() -> Array:
 @pytest.mark.parametrize("axes", [AXIAL, TILTED])
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
 def test_a_segmentation_comes_back_voxel_by_voxel(axes: Any, kind: str, blobs: Array) -> None:
-    images = ct_series(axes)
+    images = ct_images(axes)
     # any order of the files: geometry decides
     (mask,) = dicom_masks(segmentation(images[::-1], blobs[::-1], kind), grid_of(axes), CONFIG)
     assert mask.values.dtype == np.uint8 and (mask.values == blobs).all() and mask.findings == ()
@@ -164,21 +148,21 @@ def test_a_segmentation_comes_back_voxel_by_voxel(axes: Any, kind: str, blobs: A
 
 def test_slices_that_were_left_out_are_empty(blobs: Array) -> None:
     blobs[[0, 3, 5]] = 0
-    (mask,) = dicom_masks(segmentation(ct_series(), blobs), grid_of(), CONFIG)
+    (mask,) = dicom_masks(segmentation(ct_images(), blobs), grid_of(), CONFIG)
     assert (mask.values == blobs).all()
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
 def test_segments_are_told_apart(kind: str) -> None:
     labels = np.random.default_rng(0).integers(0, 4, SHAPE).astype(np.uint8)
-    masks = dicom_masks(segmentation(ct_series(), labels, kind, count=3), grid_of(), CONFIG)
+    masks = dicom_masks(segmentation(ct_images(), labels, kind, count=3), grid_of(), CONFIG)
     assert [mask.number for mask in masks] == [1, 2, 3]
     assert all((mask.values == (labels == mask.number)).all() for mask in masks)
 
 
 def test_a_true_fraction_is_halved_and_said() -> None:
     shares = np.random.default_rng(0).random(SHAPE).astype(np.float32)
-    (mask,) = dicom_masks(segmentation(ct_series(), shares, "FRACTIONAL"), grid_of(), CONFIG)
+    (mask,) = dicom_masks(segmentation(ct_images(), shares, "FRACTIONAL"), grid_of(), CONFIG)
     clear = np.abs(shares - 0.5) > 0.01
     assert (mask.values == (shares >= 0.5))[clear].all() and found(mask) == ["fractional_mask"]
 
@@ -186,7 +170,7 @@ def test_a_true_fraction_is_halved_and_said() -> None:
 def test_a_flipped_image_grid_gets_the_mask_flipped(blobs: Array) -> None:
     flip = np.array([[-1, 0, 0, SHAPE[2] - 1], [0, 1, 0, 0], [0, 0, -1, SHAPE[0] - 1], [0, 0, 0, 1]])
     turned = Grid(SHAPE, as_affine(np.array(grid_of().affine) @ flip), FRAME)
-    (mask,) = dicom_masks(segmentation(ct_series(), blobs), turned, CONFIG)
+    (mask,) = dicom_masks(segmentation(ct_images(), blobs), turned, CONFIG)
     assert (mask.values == blobs[::-1, :, ::-1]).all()
 
 
@@ -197,7 +181,7 @@ def moved(columns: float, grid: Grid) -> Grid:
 
 
 def test_a_mask_off_by_part_of_a_voxel_is_laid_on_the_nearest_and_said(blobs: Array) -> None:
-    (mask,) = dicom_masks(segmentation(ct_series(), blobs), moved(0.3, grid_of()), CONFIG)
+    (mask,) = dicom_masks(segmentation(ct_images(), blobs), moved(0.3, grid_of()), CONFIG)
     assert (mask.values == blobs).all() and found(mask) == ["mask_geometry"]
     assert "0.30 voxels" in mask.findings[0].reason
 
@@ -216,30 +200,30 @@ def test_a_mask_off_by_part_of_a_voxel_is_laid_on_the_nearest_and_said(blobs: Ar
     ids=["turned", "thicker", "outside", "other frame", "fewer slices", "wider", "a little wider"],
 )
 def test_a_mask_of_another_geometry_is_refused(grid: Grid, blobs: Array) -> None:
-    assert refusal(segmentation(ct_series(), blobs), grid) == "mask_geometry"
+    assert refusal(segmentation(ct_images(), blobs), grid) == "mask_geometry"
 
 
 def test_a_mask_without_a_frame_of_reference_or_position_is_refused(blobs: Array) -> None:
-    seg = segmentation(ct_series(), blobs)
+    seg = segmentation(ct_images(), blobs)
     del seg.FrameOfReferenceUID
     assert refusal(seg, grid_of()) == "mask_geometry"
-    seg = segmentation(ct_series(), blobs)
+    seg = segmentation(ct_images(), blobs)
     del seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
     assert refusal(seg, grid_of()) == "no_geometry"
-    seg = segmentation(ct_series(), blobs)
+    seg = segmentation(ct_images(), blobs)
     del seg.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence
     assert refusal(seg, grid_of()) == "bad_mask"
 
 
 def test_an_empty_mask_is_a_mask_and_says_so() -> None:
     nothing = np.zeros(SHAPE, dtype=np.uint8)
-    seg = segmentation(ct_series(), nothing)
+    seg = segmentation(ct_images(), nothing)
     (mask,) = dicom_masks(seg, grid_of(), CONFIG)
     assert not mask.values.any() and found(mask) == ["empty_mask"]
 
 
 def test_frames_on_every_second_slice_are_said(blobs: Array) -> None:
-    seg = segmentation(ct_series()[::2], blobs[::2])
+    seg = segmentation(ct_images()[::2], blobs[::2])
     if "SpacingBetweenSlices" in seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]:
         assert refusal(seg, grid_of()) == "mask_geometry"
         del seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
@@ -248,7 +232,7 @@ def test_frames_on_every_second_slice_are_said(blobs: Array) -> None:
 
 
 def test_two_frames_at_one_place_are_refused(blobs: Array) -> None:
-    seg = segmentation(ct_series(), blobs)
+    seg = segmentation(ct_images(), blobs)
     groups = seg.PerFrameFunctionalGroupsSequence
     groups[1].PlanePositionSequence = groups[0].PlanePositionSequence
     assert refusal(seg, grid_of()) == "bad_mask"
@@ -267,13 +251,13 @@ def test_two_frames_at_one_place_are_refused(blobs: Array) -> None:
     ],
 )
 def test_a_damaged_segmentation_is_refused(break_it: Any, blobs: Array) -> None:
-    seg = segmentation(ct_series(), blobs)
+    seg = segmentation(ct_images(), blobs)
     break_it(seg)
     assert refusal(seg, grid_of()) == "bad_mask"
 
 
 def test_more_masks_than_the_limit_are_refused_before_they_are_made(blobs: Array) -> None:
-    seg = segmentation(ct_series(), blobs)
+    seg = segmentation(ct_images(), blobs)
     huge = Grid((30_000, 1000, 1000), grid_of().affine, FRAME)
     assert refusal(seg, huge) == "too_large"
 
@@ -435,7 +419,7 @@ def test_mutated_objects_are_read_or_refused_and_nothing_else(kind: str, blobs: 
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     else:
-        dataset = segmentation(ct_series(), blobs, kind)
+        dataset = segmentation(ct_images(), blobs, kind)
     stream = io.BytesIO()
     dataset.save_as(stream, enforce_file_format=kind != "structures")
     original, rng, outcomes = stream.getvalue(), np.random.default_rng(5), set()
