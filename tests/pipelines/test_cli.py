@@ -47,10 +47,11 @@ def test_an_unknown_key_is_a_usage_error_that_names_the_nearest(config_file: Pat
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_backbone_names_the_nearest(config_file: Path) -> None:
-    done = medtl("run", config_file, "--set", "model.backbone=resnet81")
+def test_an_unknown_backbone_names_the_nearest_before_anything_is_begun(config_file: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "nothing"
+    done = medtl("run", config_file, "--set", "model.backbone=resnet81", "--set", f"workspace={workspace}")
     assert done.returncode == 2
-    assert "resnet18" in done.stderr
+    assert "resnet18" in done.stderr and not workspace.exists()
 
 
 def test_an_unwritable_workspace_says_so(config_file: Path, tmp_path: Path) -> None:
