@@ -191,39 +191,20 @@ def _folds_within(config: Config, prepared: Prepared, count: int) -> list[Artifa
 
 def _fit_one(config: Config, prepared: Prepared, label: str) -> Artifact:
     """Train one network, phase by phase; go on where an interrupted run was."""
-    from medtl.model import devices, io
-    from medtl.model.vault import Vault, resolve_weights
+    return train_patches(config, prepared, label, [file_digest(Path(__file__))], counts="inference")  # which validates
 
-    model = config.model
-    weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
-    device = devices.device_of(model)
-    threads = training.threads_for(model)
-    left_out = set(steps.BY_THEMSELVES) - {"inference"}  # which validates
-    inputs = {
-        "cohort": prepared.cohort.digest,
-        "split": prepared.split.digest,
-        "plan": prepared.plan.digest,
-        "pack": prepared.pack.digest,
-        "config": {
-            **model.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "segmenter": {"members"}}),
-            "phases": [phase.model_dump(mode="json") for phase in model.schedule],
-        },
+
+def train_patches(
+    config: Config, prepared: Prepared, label: str, code: Sequence[str], counts: str, unlabelled: bool = False
+) -> Artifact:
+    """Train a network that learns from patches; see :func:`pipelines.steps.train_network`."""
+    rests_on = {
         "patches": config.dataset.patches.model_dump(mode="json"),
-        "weights": [weights.sha256, asdict(weights.contract) if weights.contract else None] if weights else None,
-        "seed": config.seed,
-        "device": device.type,
-        "precision": devices.precision_of(model, device),
-        "threads": threads,
-        "code": [*training.code_of_training(), file_digest(Path(__file__))],
+        "code": [*training.code_of_training(), *code],
         "libraries": training.versions("torch", "torchvision", "monai", "numpy"),
     }
-    store = AuditedStore(config.workspace)
-    saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
-    job = training.Job(
-        config, prepared.cohort.path, prepared.split.path, prepared.plan.path, prepared.pack.path,
-        prepared.pack.digest, saver.path.parent, label, threads,
-    )  # fmt: skip
-    return steps.trained_by(config, job, saver, inputs)
+    artifacts = (prepared.cohort, prepared.split, prepared.plan, prepared.pack)
+    return steps.train_network(config, *artifacts, rests_on, label, counts, unlabelled=unlabelled)
 
 
 def train_here(job: training.Job, folder: Path) -> None:

@@ -54,7 +54,6 @@ from pipelines.prepared import Prepared, Segmented, Trained
 
 if TYPE_CHECKING:
     from medtl.dataset.leaks import Fingerprints, Listed, Near
-    from medtl.model.io import FolderSaver
     from medtl.registry.promotion import Beside
     from medtl.report.facts import Facts
     from medtl.scans.quarantine import Readmission
@@ -520,55 +519,70 @@ def fit_in_phases(
 
     ``shared`` keeps the frozen layers' activations of the whole cohort, for other folds.
     """
-    from medtl.model import devices, io
+    from medtl.model import devices
     from medtl.model.cache import choose_numbers
-    from medtl.model.vault import Vault, resolve_weights
 
     model = training.scratch_model(config.model) if scratch else config.model
-    settings = config.model_copy(update={"model": model})
-    weights = resolve_weights(model.origin, model.backbone, Vault(training.vault_folder(config)), model.fetch)
-    device = devices.device_of(model)
-    precision = devices.precision_of(model, device)
-    threads = training.threads_for(model)
-    inputs = {
-        "cohort": cohort.digest,  # the labels
-        "split": split.digest,
-        "pack": pack.digest,
-        "config": {
-            **_settings(model, *BY_THEMSELVES), "phases": [phase.model_dump(mode="json") for phase in model.schedule]
-        },
+    precision = devices.precision_of(model, devices.device_of(model))
+    rests_on = {
         "transforms": _settings(config.dataset.transforms),
-        "weights": [weights.sha256, asdict(weights.contract) if weights.contract else None] if weights else None,
-        "seed": config.seed,
-        "device": device.type,
-        "precision": precision,
         "numbers": choose_numbers(model.cache, precision),
-        "threads": threads,
         "shared": shared,
         "code": training.code_of_training(),
         "libraries": training.versions("torch", "torchvision", "monai", "numpy", "scikit-learn"),
-    }  # fmt: skip
+    }
+    settings = config.model_copy(update={"model": model})
+    label = "training from scratch" if scratch else "training"
+    return train_network(settings, cohort, split, plan, pack, rests_on, label, shared=shared)
+
+
+def train_network(
+    config: Config,
+    cohort: Artifact,
+    split: Artifact,
+    plan: Artifact,
+    pack: Artifact,
+    rests_on: Mapping[str, Any],
+    label: str,
+    counts: str | None = None,
+    shared: bool = False,
+    unlabelled: bool = False,
+) -> Artifact:
+    """Train the network of a config's model, or find it trained; keep how long it took.
+
+    Args:
+        rests_on: what the network depends on beside what was prepared, the model's settings and the machine.
+        counts: a setting of the model that they depend on here, though elsewhere they do not.
+    """
+    from medtl.model import devices, io
+    from medtl.model.vault import Vault, resolve_weights
+
+    model, vault = config.model, Vault(training.vault_folder(config))
+    device, threads = devices.device_of(model), training.threads_for(model)
+    weights = None if unlabelled else resolve_weights(model.origin, model.backbone, vault, model.fetch)
+    left_out: dict[str, Any] = dict.fromkeys(set(BY_THEMSELVES) - {counts}, True)
+    inputs = {
+        "cohort": cohort.digest,  # the labels
+        "split": split.digest,
+        "plan": plan.digest,
+        "pack": pack.digest,
+        "config": {
+            **model.model_dump(mode="json", exclude={**left_out, "segmenter": {"members"}}),
+            "phases": [phase.model_dump(mode="json") for phase in model.schedule],
+        },
+        "weights": [weights.sha256, asdict(weights.contract) if weights.contract else None] if weights else None,
+        "seed": config.seed,
+        "device": device.type,
+        "precision": devices.precision_of(model, device),
+        "threads": threads,
+        **rests_on,
+    }
     store = AuditedStore(config.workspace)
     saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
-    label = "training from scratch" if scratch else "training"
     job = training.Job(
-        settings,
-        cohort.path,
-        split.path,
-        plan.path,
-        pack.path,
-        pack.digest,
-        saver.path.parent,
-        label,
-        threads,
-        shared,
-    )
-    return trained_by(config, job, saver, inputs)
-
-
-def trained_by(config: Config, job: training.Job, saver: FolderSaver, inputs: Mapping[str, Any]) -> Artifact:
-    """Do a training, or find it done; keep how long it took."""
-    store = AuditedStore(config.workspace)
+        config, cohort.path, split.path, plan.path, pack.path, pack.digest, saver.path.parent, label, threads, shared,
+        unlabelled,
+    )  # fmt: skip
     if saver.path.exists() and store.find("checkpoint", inputs) is None:
         log.warning("an interrupted training was found; going on from where it was last saved")
     began = time.perf_counter()

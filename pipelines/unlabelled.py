@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medtl.artifacts import code_digest, digest_of, file_digest
+from medtl.artifacts import code_digest, file_digest
 from medtl.audit import AuditedStore, AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
@@ -164,36 +164,8 @@ def pack_scans(config: Config, scans: Artifact, cohort: Artifact, split: Artifac
 
 def fit_reconstruction(config: Config, prepared: Prepared) -> Artifact:
     """Packed scans -> checkpoint that fills in what is hidden; goes on where an interrupted run was."""
-    from medtl.model import devices, io
-
-    model = config.model
-    device = devices.device_of(model)
-    threads = training.threads_for(model)
-    left_out = set(steps.BY_THEMSELVES) - {"reconstruct"}
-    inputs = {
-        "cohort": prepared.cohort.digest,
-        "split": prepared.split.digest,
-        "plan": prepared.plan.digest,
-        "pack": prepared.pack.digest,
-        "config": {
-            **model.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "segmenter": {"members"}}),
-            "phases": [phase.model_dump(mode="json") for phase in model.schedule],
-        },
-        "patches": config.dataset.patches.model_dump(mode="json"),
-        "seed": config.seed,
-        "device": device.type,
-        "precision": devices.precision_of(model, device),
-        "threads": threads,
-        "code": [*training.code_of_training(), file_digest(Path(__file__))],
-        "libraries": training.versions("torch", "torchvision", "monai", "numpy"),
-    }
-    store = AuditedStore(config.workspace)
-    saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
-    job = training.Job(
-        config, prepared.cohort.path, prepared.split.path, prepared.plan.path, prepared.pack.path,
-        prepared.pack.digest, saver.path.parent, "pre-training", threads, unlabelled=True,
-    )  # fmt: skip
-    return steps.trained_by(config, job, saver, inputs)
+    code = [file_digest(Path(__file__))]
+    return segmenting.train_patches(config, prepared, "pre-training", code, counts="reconstruct", unlabelled=True)
 
 
 def train_here(job: training.Job, folder: Path) -> None:
