@@ -29,12 +29,15 @@ async def crossval(config: Config) -> dict[str, Any]:
         prepared = await packed(config, scans, cohort, split)
         found.append(pooling.Tested(name, repeat, await _tested(config, prepared), prepared))
         if config.segments and config.model.scratch:
-            scratch.append(await measure_masks(config, prepared, "reference", scratch=True))
+            bare = await measure_masks(config, prepared, "reference", scratch=True)
+            scratch.append(pooling.Tested(name, repeat, bare, prepared))
     pool = tasks.pool_mask_folds if config.segments else tasks.pool_folds
     pooled = await pool(config, cohort, found)
-    own = [one.trained for one in found if isinstance(one.trained, Segmented)]
-    comparison = await tasks.compare_masks(config, own, scratch) if scratch else None
-    page, figures = await tasks.write_folds(config, cohort, pooled, found, comparison)
+    beside = None
+    if scratch:
+        sides = [[one.trained for one in side if isinstance(one.trained, Segmented)] for side in (found, scratch)]
+        beside = await pool(config, cohort, scratch), await tasks.compare_masks(config, *sides)
+    page, figures = await tasks.write_folds(config, cohort, pooled, found, beside)
     return {**figures, "report": str(page), "seconds": round(time.perf_counter() - started, 2)}
 
 

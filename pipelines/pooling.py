@@ -54,9 +54,17 @@ def pool_folds(config: Config, cohort: Artifact, found: list[Tested]) -> Artifac
 
 
 def write_folds(
-    config: Config, cohort: Artifact, pooled: Artifact, found: list[Tested], comparison: Artifact | None = None
+    config: Config,
+    cohort: Artifact,
+    pooled: Artifact,
+    found: list[Tested],
+    scratch: tuple[Artifact, Artifact] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Write the page about the folds, and its figures for machines beside it."""
+    """Write the page about the folds, and its figures for machines beside it.
+
+    Args:
+        scratch: the same network without weights on the same folds, pooled; and the comparison with it.
+    """
     from medtl.dataset.io import read_grid
     from medtl.evaluation.io import read_comparison, read_evaluation
     from medtl.model.io import read_checkpoint
@@ -73,7 +81,8 @@ def write_folds(
         patients=len({study.patient for study in known.studies}),
         patients_known=known.patients_known,
         limits=config.report.limits,
-        comparison=read_comparison(comparison.path) if comparison else None,
+        scratch=read_evaluation(scratch[0].path) if scratch else None,
+        comparison=read_comparison(scratch[1].path) if scratch else None,
         unit="pixels" if config.segments and read_grid(found[0].prepared.plan.path).axis is None else "mm",
     )
     figures: dict[str, Any] = {
@@ -83,13 +92,13 @@ def write_folds(
         "by": config.dataset.folds.by,
         "artifact": pooled.digest,
     }
-    if design.comparison is not None:
+    if design.scratch is not None and design.comparison is not None:
         figures["difference"] = {design.comparison.metric: asdict(design.comparison.difference)}
-        figures["scratch"] = {design.comparison.metric: asdict(design.comparison.reference_score)}
+        figures["scratch"] = {name: asdict(score) for name, score in design.scratch.metrics.items()}
     folder = Store(config.workspace).workspace / "reports"
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
-    shown = digest_of([pooled.digest, comparison.digest]) if comparison else pooled.digest
+    shown = digest_of([pooled.digest, *(one.digest for one in scratch)]) if scratch else pooled.digest
     path = folder / f"{config.name}-folds-{shown[:12]}.html"
     write_bytes(path, render(evaluation, design).encode())
     write_json(path.with_suffix(".json"), figures)

@@ -31,6 +31,7 @@ from medtl.report.words import (
     neighbours_warning,
     not_estimable,
     number,
+    p_value,
 )
 
 SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity", "calibration_error")
@@ -190,7 +191,7 @@ def gap_table(findings: SubgroupFindings) -> Table:
             gap.best,
             gap.worst,
             compact(gap.difference),
-            number(gap.p_adjusted),
+            p_value(gap.p_adjusted),
         )
         for gap in findings.gaps
     )
@@ -208,7 +209,7 @@ def probe_table(findings: ShortcutFindings) -> Table:
 
 def _probe_row(probe: Probe) -> tuple[str, ...]:
     said = DASH if probe.auroc.value is None else ("✗ told" if probe.alarm else "✓ not found")
-    chances = (number(probe.chance, 2), number(probe.chance_high, 2), number(probe.p))
+    chances = (number(probe.chance, 2), number(probe.chance_high, 2), p_value(probe.p))
     return (probe.question, compact(probe.auroc), *chances, said)
 
 
@@ -255,7 +256,7 @@ def paired_table(comparison: Comparison) -> Table | None:
     if not comparison.tests:
         return None
     rows = tuple(
-        (test.name, number(test.statistic), number(test.p_value), test.note or DASH) for test in comparison.tests
+        (test.name, number(test.statistic), p_value(test.p_value), test.note or DASH) for test in comparison.tests
     )
     return Table("Tests of no difference, two-sided", ("Test", "Statistic", "p", "Note"), rows, frozenset({1, 2}))
 

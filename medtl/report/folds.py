@@ -31,27 +31,30 @@ class Design:
     patients: int
     patients_known: bool
     limits: Sequence[str] = ()
-    comparison: Comparison | None = None  # with the same network from scratch
+    scratch: Evaluation | None = None  # of the same network without weights on the same folds
+    comparison: Comparison | None = None  # with it
     unit: Literal["mm", "pixels"] = "mm"  # of distances
 
 
 def render(evaluation: Evaluation, design: Design) -> str:
     """Write the page; the same evaluation gives the same text."""
-    svg = strip(evaluation)
+    svg = strip(evaluation, design.scratch)
     return sealed(
         "folds.html.jinja",
         design=design,
         evaluation=evaluation,
         pooled=_pooled(evaluation, design),
         folds=_folds(evaluation, design),
+        beside=None if design.scratch is None else _beside(evaluation, design.scratch, design),
         drawn=metric_name(headline(evaluation)),
         figure=None if svg is None else as_data(svg),
     )
 
 
-def strip(evaluation: Evaluation) -> str | None:
-    """Draw the headline of each fold beside the pooled one; ``None`` where none is estimable."""
+def strip(evaluation: Evaluation, scratch: Evaluation | None = None) -> str | None:
+    """Draw the headline of each fold beside the pooled one, and without weights; ``None`` where none is estimable."""
     metric = headline(evaluation)
+    bare = {_name(one): one.values.get(metric) for one in scratch.folds} if scratch is not None else {}
     folds = [(one, value) for one in evaluation.folds if (value := one.values.get(metric)) is not None]
     if not folds:
         return None
@@ -63,8 +66,10 @@ def strip(evaluation: Evaluation) -> str | None:
             axes.axvspan(score.low, score.high, color=COLOURS[0], alpha=0.15, lw=0)
         if score.value is not None:
             axes.axvline(score.value, color=COLOURS[0], lw=1.6)
-        for place, (_, value) in enumerate(reversed(folds)):
+        for place, (one, value) in enumerate(reversed(folds)):
             axes.plot([value], [place], "o", ms=6, color=INK)
+            if (without := bare.get(_name(one))) is not None:
+                axes.plot([without], [place], "o", ms=6, mfc="none", color=INK)
         axes.set(xlabel=metric_name(metric), ylim=(-0.7, len(folds) - 0.3))
         axes.set_yticks(range(len(folds)), [drawable(_name(one)) for one, _ in reversed(folds)])
         return as_svg(figure)
@@ -83,6 +88,17 @@ def _pooled(evaluation: Evaluation, design: Design) -> Table:
     scores: list[Score] = [evaluation.metrics[name] for name in evaluation.metrics]
     rows = tuple((metric_in(one.metric, design.unit), number(one.value), interval(one), one.note) for one in scores)
     return Table("Mean over folds", ("Metric", "Value", "Interval", "Remark"), rows, frozenset({1, 2}))
+
+
+def _beside(evaluation: Evaluation, scratch: Evaluation, design: Design) -> Table:
+    """Put the pooled figures of both beginnings side by side."""
+    both = [name for name in _SHOWN if name in evaluation.metrics and name in scratch.metrics]
+    rows = tuple(
+        (metric_in(name, design.unit), interval(evaluation.metrics[name]), interval(scratch.metrics[name]))
+        for name in both
+    )
+    head = ("Mean over folds", "With weights", "Without")
+    return Table("The same network, with weights and without, on the same folds", head, rows, frozenset({1, 2}))
 
 
 def _folds(evaluation: Evaluation, design: Design) -> Table:

@@ -114,6 +114,7 @@ def environment() -> Environment:
     made.filters |= {
         "number": words.number,
         "interval": words.interval,
+        "p_value": words.p_value,
         "compact": words.compact,
         "metric": words.metric_name,
         "bar": bar,

@@ -17,7 +17,7 @@ from typing import Any
 from medtl.records import Drift, Shift
 from medtl.report.page import sealed
 from medtl.report.tables import Table
-from medtl.report.words import DASH, compact, number
+from medtl.report.words import DASH, compact, number, p_value
 
 Happened = Mapping[str, Any]
 Rows = tuple[tuple[str, ...], ...]
@@ -149,7 +149,7 @@ def _used(drift: Drift) -> tuple[str, ...]:
 def _shifted(drift: Drift, one: Shift) -> tuple[str, ...]:
     if one.p_value is None:
         return drift.release_id, one.question, f"{one.scans:,}", DASH, DASH, one.note
-    found = (number(one.index), number(one.by_chance), number(one.p_value))
+    found = (number(one.index), number(one.by_chance), p_value(one.p_value))
     return drift.release_id, one.question, f"{one.scans:,}", *found
 
 

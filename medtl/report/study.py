@@ -14,7 +14,7 @@ from medtl.report import figures
 from medtl.report.figures import COLOURS, STYLE, as_svg, drawable
 from medtl.report.page import as_data, sealed
 from medtl.report.tables import Table
-from medtl.report.words import DASH, interval, number
+from medtl.report.words import DASH, interval, number, p_value
 
 _CHANCE = 0.05
 _SHOWN = ("auroc", "average_precision", "balanced_accuracy", "brier")
@@ -104,7 +104,7 @@ def _table(caption: str, trials: Sequence[Trial], curve: bool) -> Table:
             f"{t.studies:,}",
             *(interval(t.scores[m]) if m in t.scores else DASH for m in _SHOWN),
             interval(t.difference) if t.difference is not None else DASH,
-            DASH if t.p_value is None else "< 0.001" if t.p_value < 0.001 else number(t.p_value),
+            p_value(t.p_value),
             t.phase,
             number(t.seconds, 0),
         )

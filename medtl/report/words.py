@@ -114,6 +114,11 @@ def number(value: float | None, decimals: int = 3) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
+def p_value(value: float | None) -> str:
+    """Write the p value of a test, as journals ask: to the thousandth, and below that ``<0.001``."""
+    return "<0.001" if value is not None and value < 0.001 else number(value)
+
+
 def interval(score: Score) -> str:
     """Write ``value [low, high]``, or that it is not estimable and why."""
     if score.value is None:

@@ -15,9 +15,15 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from medtl.audit import AuditLog
+from medtl.config import load_config
+from medtl.dataset.io import read_grid
+from medtl.model.reconstruct import transferable
+from medtl.model.vault import Vault
+from pipelines.training import vault_folder
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 
@@ -173,6 +179,30 @@ def test_folds_are_pooled_over_patients(finished: tuple[Path, dict[str, Any]]) -
     assert [one["n"] for one in told["folds"]] == [8, 8]
     assert told["metrics"]["dice"]["n"] == 16
     assert "left" in Path(told["report"]).read_text()
+
+
+def test_folds_stand_beside_the_same_network_without_weights(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = finished
+    config, checkpoint = load_config(folder / "balls.yaml"), summary["digests"]["checkpoint"]
+    made = folder / "workspace" / "artifacts"
+    manifest = json.loads((made / "checkpoint" / checkpoint[:32] / "manifest.json").read_text())
+    plan = read_grid(made / "plan" / manifest["inputs"]["plan"][:32])
+    state = {name: torch.from_numpy(array) for name, array in trained(folder)[checkpoint].items()}
+    state = transferable(state, plan, config.model, "dynunet")
+    Vault(vault_folder(config)).add("balls", "dynunet", state, "a run on the same patients", layout="medtl")
+    once = "[{name: all, unfreeze: all, epochs: 1, lr: 3.0e-3, decay: 1.0, batchnorm: with_stage}]"
+    settings = (
+        "model.weights=vault:balls",
+        "model.scratch=true",
+        f"model.phases={once}",
+        f"model.scratch_phases={once}",
+    )
+    told = medtl("crossval", folder / "balls.yaml", *(part for one in settings for part in ("--set", one)))
+    assert told["scratch"].keys() == told["metrics"].keys() > {"dice", "nsd"}
+    apart = told["metrics"]["dice"]["value"] - told["scratch"]["dice"]["value"]
+    assert told["difference"]["dice"]["value"] == pytest.approx(apart) and told["difference"]["dice"]["low"] > 0
+    page = Path(told["report"]).read_text()
+    assert "Transfer or scratch" in page and "hollow" in page
 
 
 def test_it_is_measured_on_masks_from_elsewhere(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
