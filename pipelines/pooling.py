@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medtl.artifacts import Store, code_digest, digest_of, storage_errors, write_bytes, write_json
 from medtl.audit import AuditedStore, AuditLog
 from medtl.config import Config
 from medtl.records import Artifact
 from pipelines.prepared import Prepared, Segmented, Trained
+
+if TYPE_CHECKING:
+    from medtl.evaluation.pooling import Fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +41,49 @@ def pool_folds(config: Config, cohort: Artifact, found: list[Tested]) -> Artifac
 
     def build(folder: Path) -> None:
         known = read_cohort(cohort.path)
-        diagnoses = [(one, one.trained) for one in found if isinstance(one.trained, Trained)]
-        folds = [
-            pooling.Fold(
-                one.name,
-                io.read_predictions(trained.test.path),
-                io.read_evaluation(trained.evaluation.path).operating_points,
-                one.repeat,
-            )
-            for one, trained in diagnoses
-        ]
+        folds = _folds_of(found)
         io.write_evaluation(folder, pooling.pool(folds, known.task, known.classes, config.evaluation, config.seed))
 
     return AuditedStore(config.workspace).make("evaluation", inputs, build)
+
+
+def compare_folds(config: Config, cohort: Artifact, found: list[Tested], scratch: list[Tested]) -> Artifact:
+    """Folds with weights and without -> the difference of their AUROC."""
+    from medtl.evaluation import io, pooling
+    from medtl.studies.io import read_cohort
+
+    inputs = {
+        "cohort": cohort.digest,
+        "model": [[one.name, one.repeat, one.trained.test.digest] for one in found],
+        "reference": [[one.name, one.repeat, one.trained.test.digest] for one in scratch],
+        "config": config.evaluation.model_dump(mode="json"),
+        "seed": config.seed,
+        "code": code_digest("evaluation"),
+    }
+
+    def build(folder: Path) -> None:
+        known, sides = read_cohort(cohort.path), (_folds_of(found), _folds_of(scratch))
+        names = ("transfer", "scratch")
+        io.write_comparison(
+            folder, pooling.compare_folds(*sides, names, known.task, known.classes, config.evaluation, config.seed)
+        )
+
+    return AuditedStore(config.workspace).make("comparison", inputs, build)
+
+
+def _folds_of(found: list[Tested]) -> list[Fold]:
+    """Read what each fold's model said of a diagnosis."""
+    from medtl.evaluation import io, pooling
+
+    return [
+        pooling.Fold(
+            one.name,
+            io.read_predictions(one.trained.test.path),
+            io.read_evaluation(one.trained.evaluation.path).operating_points,
+            one.repeat,
+        )
+        for one in found
+    ]
 
 
 def write_folds(

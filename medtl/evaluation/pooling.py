@@ -30,8 +30,9 @@ from medtl.evaluation.assess import (
     scores_of,
 )
 from medtl.evaluation.bounds import together
-from medtl.evaluation.uncertainty import MOST_MISSING, Estimate
-from medtl.records import Evaluation, FloatArray, FoldScores, IntArray, OperatingPoint, Predictions, Task
+from medtl.evaluation.comparison import judge
+from medtl.evaluation.uncertainty import MOST_MISSING, Estimate, difference_of, mean_of, score_of
+from medtl.records import Comparison, Evaluation, FloatArray, FoldScores, IntArray, OperatingPoint, Predictions, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,10 @@ def pool(
     Raises:
         SplitError: no fold, a study or patient in two folds of one repeat, or repeats of other studies.
     """
-    first = _first_repeat(folds)
-    folds = [*first, *(fold for fold in folds if fold.repeat != first[0].repeat)]
+    first, folds = _in_order(folds)
     joined = _joined([fold.test for fold in first])
-    rows = {study_id: row for row, study_id in enumerate(joined.study_ids)}
-    places = [np.array([rows[study_id] for study_id in fold.test.study_ids]) for fold in folds]
     asked = [ask(fold.test, task, classes, fold.points, config) for fold in folds]
-    questions = [_of_folds(same, places, len(first), config.uncertainty.level) for same in zip(*asked, strict=True)]
+    questions = _questions(folds, asked, joined, config.uncertainty.level)
     answers = answer(questions, joined.study_ids, joined.patients, config.uncertainty, seed)
     reported = reported_classes(task, classes)
     tables = [np.array(confusion_of(fold.test, task, reported, fold.points)) for fold in first]
@@ -82,8 +80,48 @@ def pool(
     )
 
 
-def _first_repeat(folds: Sequence[Fold]) -> list[Fold]:
-    """Give the folds of the first repeat, after a look at what the others hold."""
+def compare_folds(
+    model: Sequence[Fold],
+    reference: Sequence[Fold],
+    names: tuple[str, str],
+    task: Task,
+    classes: tuple[str, ...],
+    config: EvaluationConfig,
+    seed: int,
+) -> Comparison:
+    """Give the difference of two ways of training in the mean AUROC over folds, by one bootstrap of the patients.
+
+    No test stands beside it: those of ranks would hold one fold's probabilities against another's.
+
+    Args:
+        names: of the model and of the reference.
+
+    Raises:
+        ValueError: the two did not test the same studies in the same folds.
+        SplitError: see :func:`pool`.
+    """
+    if [(one.name, one.repeat, one.test.study_ids) for one in model] != [
+        (one.name, one.repeat, one.test.study_ids) for one in reference
+    ]:
+        raise ValueError("the two must have tested the same studies in the same folds")
+    level, joined = config.uncertainty.level, _joined([fold.test for fold in _in_order(model)[0]])
+    both: list[Asked] = []
+    for side in (_in_order(model)[1], _in_order(reference)[1]):
+        asked = [ask(fold.test, task, classes, fold.points, config) for fold in side]
+        ranks = [[question for question in some if question.metric == "auroc"] for some in asked]
+        both += _questions(side, ranks, joined, level)
+    found = answer(both, joined.study_ids, joined.patients, config.uncertainty, seed)
+    half = len(both) // 2
+    labels = [question.label for question in both[:half]]
+    ours, theirs = mean_of(found[:half], labels), mean_of(found[half:], labels)
+    patients = both[0].patients
+    difference = score_of("auroc difference", "macro", difference_of(ours, theirs, level), level, patients)
+    score = score_of("auroc", "macro", theirs, level, patients)
+    return Comparison("auroc", *names, difference, score, verdict=judge(difference))
+
+
+def _in_order(folds: Sequence[Fold]) -> tuple[list[Fold], list[Fold]]:
+    """Give the folds of the first repeat, and all with those before the others, after a look at what each holds."""
     if not folds:
         raise SplitError("There are no folds to pool. Evaluate at least one.")
     repeats: dict[int, list[Fold]] = {}
@@ -101,7 +139,8 @@ def _first_repeat(folds: Sequence[Fold]) -> list[Fold]:
         held.append(set(studies))
     if any(one != held[0] for one in held):
         raise SplitError("The repeats do not test the same studies. Pool repeats of one cohort.")
-    return repeats[folds[0].repeat]
+    first = repeats[folds[0].repeat]
+    return first, [*first, *(fold for fold in folds if fold.repeat != first[0].repeat)]
 
 
 def _joined(parts: Sequence[Predictions]) -> Predictions:
@@ -112,6 +151,21 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
         np.concatenate([part.targets for part in parts]),
         np.concatenate([part.probabilities for part in parts]),
     )
+
+
+def _questions(
+    folds: Sequence[Fold], asked: Sequence[Sequence[Asked]], joined: Predictions, level: float
+) -> list[Asked]:
+    """Join the questions to each fold into questions to all patients.
+
+    Args:
+        folds: those of the first repeat before all others.
+        joined: the test parts of the first repeat.
+    """
+    rows = {study_id: row for row, study_id in enumerate(joined.study_ids)}
+    places = [np.array([rows[study_id] for study_id in fold.test.study_ids]) for fold in folds]
+    first = sum(fold.repeat == folds[0].repeat for fold in folds)
+    return [_of_folds(same, places, first, level) for same in zip(*asked, strict=True)]
 
 
 def _of_folds(same: Sequence[Asked], places: Sequence[IntArray], first: int, level: float) -> Asked:

@@ -56,9 +56,18 @@ def test_sites_are_left_out_one_at_a_time(config_file: Path, tmp_path: Path) -> 
     # two patients of each kind in turn, so that every site has both
     lines = [f"{row},site {int(row.rsplit('-', 1)[1]) // 2 % 2}" for row in rows]
     table.write_text("\n".join([f"{head},site", *lines]) + "\n")
-    code, found, log = crossval(config_file, "dataset.folds.by=site", "studies.labels.site=site")
+    once = "[{name: all, unfreeze: all, epochs: 1, lr: 3.0e-3, batchnorm: with_stage}]"
+    beside = ("model.scratch=true", f"model.scratch_phases={once}")
+    code, found, log = crossval(config_file, "dataset.folds.by=site", "studies.labels.site=site", *beside)
     assert code == 0, log
     assert len(found["folds"]) == 2 and found["by"] == "site"
-    assert "Leave one site out" in Path(found["report"]).read_text()
+    apart = found["metrics"]["auroc"]["value"] - found["scratch"]["auroc"]["value"]
+    assert found["difference"]["auroc"]["value"] == pytest.approx(apart)
+    page = Path(found["report"]).read_text()
+    assert "Leave one site out" in page and "Transfer or scratch" in page
+    opened = [
+        e["details"]["purpose"] for e in AuditLog(tmp_path / "workspace").events() if e["action"] == "test.opened"
+    ]
+    assert sorted(opened) == ["fold", "fold", "reference", "reference"]
     code, _, log = crossval(config_file, "dataset.folds.by=site")
     assert code == 1 and "48 studies have no site" in log and "Traceback" not in log

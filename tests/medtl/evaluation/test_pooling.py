@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, confusion_matrix, recall_score, roc_auc_score
 
 from medtl.config import EvaluationConfig, UncertaintyConfig
 from medtl.errors import SplitError
 from medtl.evaluation.assess import assess
 from medtl.evaluation.io import read_evaluation, write_evaluation
-from medtl.evaluation.pooling import Fold, pool
+from medtl.evaluation.pooling import Fold, compare_folds, pool
 from medtl.records import OperatingPoint, Predictions
 
 CONFIG = EvaluationConfig(uncertainty=UncertaintyConfig(resamples=200))
@@ -190,3 +190,55 @@ def test_neither_the_order_of_folds_nor_the_patients_names_move_anything(tmp_pat
     assert {m: s.low for m, s in turned.metrics.items()} == pytest.approx({m: s.low for m, s in one.metrics.items()})
     write_evaluation(tmp_path, one)
     assert read_evaluation(tmp_path) == one
+
+
+def compared(one: list[Fold], other: list[Fold]) -> Any:
+    return compare_folds(one, other, ("transfer", "scratch"), "binary", CLASSES, CONFIG, 0)
+
+
+def blurred(some: list[Fold], noise: float) -> list[Fold]:
+    """Give the same folds by models that see less."""
+    rng, found = np.random.default_rng(9), []
+    for one in some:
+        chance = expit(logit(one.test.probabilities[:, 1]) + noise * rng.normal(size=len(one.test.study_ids)))
+        found.append(replace(one, test=replace(one.test, probabilities=np.stack([1 - chance, chance], 1))))
+    return found
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_two_ways_are_compared_fold_by_fold_on_the_same_patients(repeats: int) -> None:
+    sharp = folds(repeats=repeats)
+    dull = blurred(sharp, 1.5)
+    found, ours, theirs = compared(sharp, dull), pooled(sharp).score("auroc"), pooled(dull).score("auroc")
+    assert found.difference.value == pytest.approx(ours.value - theirs.value)
+    assert (found.reference_score.value, found.reference_score.low) == (theirs.value, pytest.approx(theirs.low))
+    assert found.difference.low > 0 and found.verdict == "superior"
+    assert compared(dull, sharp).verdict == "inferior"
+    apart = np.hypot(ours.high - ours.low, theirs.high - theirs.low)
+    assert found.difference.high - found.difference.low < apart  # the patients are the same
+    assert (found.difference.n, found.difference.patients, found.tests) == (240, 60, ())
+
+
+def test_a_way_is_no_better_than_itself_and_nothing_is_compared_with_others() -> None:
+    some = folds()
+    same = compared(some, some)
+    assert same.difference.value == 0 and same.verdict == "inconclusive"
+    with pytest.raises(ValueError, match="the same studies in the same folds"):
+        compared(some, folds(seed=1))
+    with pytest.raises(ValueError, match="the same studies in the same folds"):
+        compared(some, some[::-1])
+
+
+def test_several_classes_are_compared_by_their_mean() -> None:
+    some = folds()
+    three = []
+    for one in some:
+        third = np.arange(len(one.test.study_ids)) % 3 == 0
+        targets = np.column_stack([one.test.targets * ~third[:, None], third]).astype(float)
+        sure = np.column_stack([one.test.probabilities * 0.6, np.where(third, 0.45, 0.35)])
+        test = replace(one.test, targets=targets, probabilities=sure / sure.sum(1, keepdims=True))
+        three.append(replace(one, test=test, points=tuple(replace(one.points[0], label=name) for name in "abc")))
+    other = [replace(one, test=replace(one.test, probabilities=one.test.probabilities[:, [1, 0, 2]])) for one in three]
+    found = compare_folds(three, other, ("a", "b"), "multiclass", ("a", "b", "c"), CONFIG, 0)
+    means = [pool(side, "multiclass", ("a", "b", "c"), CONFIG, 0).score("auroc") for side in (three, other)]
+    assert means[0].label == "macro" and found.difference.value == pytest.approx(means[0].value - means[1].value)
