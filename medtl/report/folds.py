@@ -86,8 +86,8 @@ def _name(one: FoldScores) -> str:
 
 def _pooled(evaluation: Evaluation, design: Design) -> Table:
     scores: list[Score] = [evaluation.metrics[name] for name in evaluation.metrics]
-    rows = tuple((metric_in(one.metric, design.unit), number(one.value), interval(one), one.note) for one in scores)
-    return Table("Mean over folds", ("Metric", "Value", "Interval", "Remark"), rows, frozenset({1, 2}))
+    rows = tuple((metric_in(one.metric, design.unit), interval(one), one.note) for one in scores)
+    return Table("Mean over folds", ("Metric", "Value and interval", "Remark"), rows, frozenset({1}))
 
 
 def _beside(evaluation: Evaluation, scratch: Evaluation, design: Design) -> Table:
