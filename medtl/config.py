@@ -612,7 +612,7 @@ class ModelConfig(Section):
     processes: int = Field(1, ge=1, le=64, description="processes that train together (torchrun), one a GPU")
     save_every_s: float = Field(20.0, ge=0, description="a crash costs at most so many seconds of training")
     threads: int | None = Field(None, ge=1, description="CPU threads; bits depend on it; default: the cores it may use")
-    scratch: bool = Field(False, description="also train the same network without weights on the same split (crossval: folds)")
+    scratch: bool = Field(False, description="train the same network without weights too, on the same split or folds")
     scratch_phases: tuple[PhaseConfig, ...] | None = Field(
         None, description="default: strategy scratch, at least as many epochs as all phases together"
     )
