@@ -246,7 +246,7 @@ class AuditLog:
             self.append(action, subject, details={**(details or {}), "ahead": {name: digest}})
 
     def finish_files(self) -> int:
-        """Enter the files that were written whole before a crash kept them from being entered; tell how many.
+        """Enter the files that a crash kept from being entered once they were written whole, or removed; say how many.
 
         Raises:
             StorageError, TamperedError, ConfigError: see :meth:`append`.
@@ -254,9 +254,9 @@ class AuditLog:
         held, root, finished = self._held(), self.path.parent, 0
         for name, sha256_ahead in sorted(held.ahead.items()):
             with storage_errors(root / name):
-                there = file_digest(root / name) if (root / name).is_file() else None
-            if there == sha256_ahead != held.files.get(name):
-                self.append("file.finished", there, details={"files": {name: there}})
+                there = file_digest(root / name) if (root / name).is_file() else ""
+            if there == sha256_ahead != held.files.get(name, ""):
+                self.append("file.finished", there or name, details={"files": {name: there}})
                 finished += 1
         return finished
 

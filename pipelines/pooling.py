@@ -33,7 +33,7 @@ def pool_folds(config: Config, cohort: Artifact, found: list[Tested]) -> Artifac
 
     inputs = {
         "cohort": cohort.digest,
-        "folds": [[one.name, one.repeat, one.trained.test.digest, one.trained.evaluation.digest] for one in found],
+        "folds": _named(found),
         "config": config.evaluation.model_dump(mode="json"),
         "seed": config.seed,
         "code": code_digest("evaluation"),
@@ -54,8 +54,8 @@ def compare_folds(config: Config, cohort: Artifact, found: list[Tested], scratch
 
     inputs = {
         "cohort": cohort.digest,
-        "model": [[one.name, one.repeat, one.trained.test.digest] for one in found],
-        "reference": [[one.name, one.repeat, one.trained.test.digest] for one in scratch],
+        "model": _named(found),
+        "reference": _named(scratch),
         "config": config.evaluation.model_dump(mode="json"),
         "seed": config.seed,
         "code": code_digest("evaluation"),
@@ -69,6 +69,11 @@ def compare_folds(config: Config, cohort: Artifact, found: list[Tested], scratch
         )
 
     return AuditedStore(config.workspace).make("comparison", inputs, build)
+
+
+def _named(found: list[Tested]) -> list[list[str | int]]:
+    """Name what :func:`_folds_of` reads."""
+    return [[one.name, one.repeat, one.trained.test.digest, one.trained.evaluation.digest] for one in found]
 
 
 def _folds_of(found: list[Tested]) -> list[Fold]:
@@ -114,6 +119,7 @@ def write_folds(
         patients=len({study.patient for study in known.studies}),
         patients_known=known.patients_known,
         limits=config.report.limits,
+        level=config.evaluation.uncertainty.level,
         scratch=read_evaluation(scratch[0].path) if scratch else None,
         comparison=read_comparison(scratch[1].path) if scratch else None,
         unit="pixels" if config.segments and read_grid(found[0].prepared.plan.path).axis is None else "mm",

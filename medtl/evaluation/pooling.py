@@ -117,7 +117,7 @@ def compare_folds(
     patients = both[0].patients
     difference = score_of("auroc difference", "macro", difference_of(ours, theirs, level), level, patients)
     score = score_of("auroc", "macro", theirs, level, patients)
-    return Comparison("auroc", *names, difference, score, verdict=judge(difference))
+    return Comparison("auroc", *names, difference, score, (), config.margin, judge(difference, config.margin))
 
 
 def _in_order(folds: Sequence[Fold]) -> tuple[list[Fold], list[Fold]]:

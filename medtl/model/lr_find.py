@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medtl.config import ModelConfig, PhaseConfig
 from medtl.errors import ConfigError, ModelError
@@ -26,8 +26,9 @@ from medtl.model.cache import Images, Source, Trunk, autocast, to_images
 from medtl.model.devices import device_of, precision_of
 from medtl.model.fit import CLIP, Material, refuse_frozen_noise
 from medtl.model.losses import class_weights, known_labels, loss_sum, mixture
-from medtl.model.phases import frozen_count, make_optimiser, set_learning
-from medtl.model.surgery import HEAD, StagedNetwork
+from medtl.model.phases import frozen_count, set_learning
+from medtl.model.surgery import StagedNetwork
+from medtl.model.trainer import Steps
 from medtl.progress import advance
 from medtl.records import FloatArray, IntArray
 
@@ -196,8 +197,8 @@ class _Sweep:
         self.network = copy.deepcopy(network)
         self.network.to(self.device, memory_format=network.memory_format)  # type: ignore[call-overload]
         self.boundary = set_learning(self.network, self.phase)
-        self.optimiser = make_optimiser(self.network, self.phase)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        origin = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        self.steps = Steps(self.network, self.phase, origin, self.precision, self.device, CLIP)
         rows = np.sort(np.asarray(material.train.rows))
         self.weights = class_weights(self.targets[rows], self.phase, self.task)
         self.view = cache.views_of(self.phase, number, config.schedule)[0]
@@ -205,24 +206,15 @@ class _Sweep:
         if not self.batches:
             raise ModelError("The training part has no batch of two images; there is nothing to find a rate on.")
         self.source = self._source(Images(rows, material.train.view, lambda _: ""), config)
-        self.pull = self._pull()
         self.held: dict[tuple[int, int], Tensor] = {}
         self.held_mb = 0.0
 
     def step(self, number: int, rate: float) -> float:
         """Do one step at a rate of the head; give the loss before it, not finite where it no longer is."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["peak"] / self.phase.lr
+        self.steps.begin(rate / self.phase.lr)
         loss = self._gradient(number)
         if math.isfinite(loss):
-            self.scaler.unscale_(self.optimiser)
-            with torch.no_grad():
-                for parameter, origin in self.pull:
-                    if parameter.grad is not None:
-                        parameter.grad.add_(parameter - origin, alpha=self.phase.l2_sp)
-            nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], CLIP)
-            self.scaler.step(self.optimiser)
-            self.scaler.update()
+            self.steps.take()
         return loss
 
     def _gradient(self, number: int) -> float:
@@ -232,7 +224,6 @@ class _Sweep:
         rng = np.random.default_rng(key)
         torch.manual_seed(int(rng.integers(2**32)))
         whole, total = max(known_labels(self.targets[rows], self.task), 1), 0.0
-        self.network.zero_grad(set_to_none=True)
         for part, some in enumerate(np.array_split(rows, min(self.accumulate, len(rows)))):
             wanted = torch.from_numpy(np.ascontiguousarray(self.targets[some])).to(self.device, torch.float32)
             x, wanted = self._input((place, part), some, wanted, rng)
@@ -240,7 +231,7 @@ class _Sweep:
                 x = self.network.normalise(x) if self.boundary == 0 else x
                 logits = self.network.run(x, self.boundary)
             loss = loss_sum(logits, wanted, self.task, self.phase, self.weights) / whole
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.steps.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
 
@@ -267,12 +258,3 @@ class _Sweep:
         numbers = cache.choose_numbers(config.cache, self.precision)
         trunk = Trunk(self.network, [self.boundary], self.precision, numbers, config.batch_size, self.device)
         return Source(images, trunk, self.boundary, {}, self.device)
-
-    def _pull(self) -> list[tuple[Tensor, Tensor]]:
-        if not self.phase.l2_sp:
-            return []
-        return [
-            (parameter, parameter.detach().clone())
-            for name, parameter in self.network.named_parameters()
-            if parameter.requires_grad and not name.startswith(f"stages.{HEAD}.")
-        ]

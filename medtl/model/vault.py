@@ -114,8 +114,9 @@ class Vault:
 
     @property
     def told(self) -> bool:
-        """Tell whether there is a trail, or was: a vault of before it had one has neither the log nor its head."""
-        return self.trail.path.exists() or self.trail.head_path.exists()
+        """Tell whether there is a trail, or was: a vault of before it had one has no head, and nothing in the log."""
+        path = self.trail.path
+        return self.trail.head_path.exists() or (path.exists() and path.stat().st_size > 0)
 
     def names(self) -> tuple[str, ...]:
         """List what is there by name, whole or not."""
@@ -153,14 +154,19 @@ class Vault:
         return entry
 
     def find(self, name: str) -> WeightsFile | None:
-        """Find an entry and check its bytes.
+        """Find an entry and check its bytes, and the trail by which it is judged.
 
         Raises:
-            WeightsError: the entry is damaged, or the weights are not what was put in.
+            WeightsError: the entry is damaged, the weights are not what was put in, or the trail was altered.
         """
         check_name(name)
         if not (self.folder / name).is_dir():
             return None
+        if self.told:
+            try:
+                self.trail.verify()
+            except TamperedError as error:
+                raise WeightsError(f"The vault of '{name}' has a trail that cannot be trusted. {error}") from error
         for attempt in range(2):  # it may be replaced between the two looks: then the second sees the new one
             entry = self.entry(name)
             fault = self._fault_of(entry)
@@ -229,7 +235,7 @@ class Vault:
         hashes = "".join(f"{line}\n" for line in trained_on).encode()
         listed = hashlib.sha256(hashes).hexdigest() if hashes else None
         with self._lock("vault"):
-            self._enter_older()
+            self._bring_up_to_date()
             place = folder if folder.is_dir() else self.folder / f".new-{name}"  # a new entry appears whole
             with storage_errors(folder):
                 for rubbish in self.folder.glob(".new-*"):  # of a crash; whoever holds the lock is alone
@@ -348,7 +354,7 @@ class Vault:
         """
         check_name(name)
         with self._lock("vault"):
-            self._enter_older()
+            self._bring_up_to_date()
             there, file = name in self.names(), f"{name}/{ENTRY}"
             if not there and "" in self.trail.files().get(file, {""}):
                 self.entry(name)  # says which is near
@@ -387,9 +393,11 @@ class Vault:
             )
         return part.replace(path)
 
-    def _enter_older(self) -> None:
-        """Begin the trail with what is there already: of a vault of before it had one."""
-        if not self.told:
+    def _bring_up_to_date(self) -> None:
+        """Begin the trail with what a vault of before it had one holds; enter what a crash kept from being entered."""
+        if self.told:
+            self.trail.finish_files()
+        else:
             older = [path for name in self.names() if (path := self.folder / name / ENTRY).is_file()]
             self.trail.note_files("weights.found", "vault", older)
 

@@ -13,7 +13,7 @@ from medtl.records import Comparison, Evaluation, FoldScores, Score
 from medtl.report.figures import COLOURS, INK, STYLE, as_svg, drawable
 from medtl.report.page import as_data, sealed
 from medtl.report.tables import Table
-from medtl.report.words import interval, metric_in, metric_name, number
+from medtl.report.words import interval, metric_in, metric_name, number, transfer_sentence, verdict
 
 _SHOWN = ("auroc", "average_precision", "balanced_accuracy", "sensitivity", "specificity", "brier", "dice", "iou",
           "hd95_mm", "assd_mm", "nsd", "pixel_auroc")  # fmt: skip
@@ -33,6 +33,7 @@ class Design:
     limits: Sequence[str] = ()
     scratch: Evaluation | None = None  # of the same network without weights on the same folds
     comparison: Comparison | None = None  # with it
+    level: float = 0.95  # coverage of the intervals
     unit: Literal["mm", "pixels"] = "mm"  # of distances
 
 
@@ -46,6 +47,8 @@ def render(evaluation: Evaluation, design: Design) -> str:
         pooled=_pooled(evaluation, design),
         folds=_folds(evaluation, design),
         beside=None if design.scratch is None else _beside(evaluation, design.scratch, design),
+        verdict=None if design.comparison is None else verdict(design.comparison),
+        sentence=None if design.comparison is None else _sentence(design, design.comparison),
         drawn=metric_name(headline(evaluation)),
         figure=None if svg is None else as_data(svg),
     )
@@ -99,6 +102,11 @@ def _beside(evaluation: Evaluation, scratch: Evaluation, design: Design) -> Tabl
     )
     head = ("Mean over folds", "With weights", "Without")
     return Table("The same network, with weights and without, on the same folds", head, rows, frozenset({1, 2}))
+
+
+def _sentence(design: Design, comparison: Comparison) -> str:
+    same = f"on the same {comparison.difference.n:,} studies of {comparison.difference.patients:,} patients"
+    return transfer_sentence(comparison, f"{100 * design.level:g}", same, design.weights == "none")
 
 
 def _folds(evaluation: Evaluation, design: Design) -> Table:

@@ -253,15 +253,26 @@ def verdict(comparison: Comparison) -> Verdict:
 
 def verdict_sentence(facts: Facts, comparison: Comparison) -> str:
     """Say what the comparison with the model from scratch means."""
+    score = comparison.difference
+    same = f"on the same {_studies(facts, score.n, score.patients)}"
+    return transfer_sentence(comparison, facts.level_percent, same, facts.checkpoint.weights.share == 0)
+
+
+def transfer_sentence(comparison: Comparison, level_percent: str, same: str, from_random: bool) -> str:
+    """Say what the comparison with the model from scratch means.
+
+    Args:
+        same: on whom both were measured.
+        from_random: the model had no weights to start from either.
+    """
     metric, score = metric_name(comparison.metric), comparison.difference
-    on = f"on the same {_studies(facts, score.n, score.patients)}"
-    if facts.checkpoint.weights.share == 0:
+    if from_random:
         return "This model started from random weights too, so the comparison says nothing about transfer."
     if score.value is None or score.low is None or score.high is None:
         return f"Whether transfer helped cannot be said: the difference is {not_estimable(score)}."
-    span = f"{facts.level_percent} % interval {number(score.low)} to {number(score.high)}"
+    span = f"{level_percent} % interval {number(score.low)} to {number(score.high)}"
     moved = "higher" if score.value > 0 else "lower"
-    by = f"{metric} is {moved} by {number(abs(score.value))} ({span}) than that of the model from scratch, {on}"
+    by = f"{metric} is {moved} by {number(abs(score.value))} ({span}) than that of the model from scratch, {same}"
     return {
         "helped": f"Transfer helped: {by}.",
         "hurt": f"Transfer hurt: {by}.",

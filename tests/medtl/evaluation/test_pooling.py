@@ -192,8 +192,9 @@ def test_neither_the_order_of_folds_nor_the_patients_names_move_anything(tmp_pat
     assert read_evaluation(tmp_path) == one
 
 
-def compared(one: list[Fold], other: list[Fold]) -> Any:
-    return compare_folds(one, other, ("transfer", "scratch"), "binary", CLASSES, CONFIG, 0)
+def compared(one: list[Fold], other: list[Fold], **changes: Any) -> Any:
+    config = CONFIG.model_copy(update=changes)
+    return compare_folds(one, other, ("transfer", "scratch"), "binary", CLASSES, config, 0)
 
 
 def blurred(some: list[Fold], noise: float) -> list[Fold]:
@@ -223,6 +224,7 @@ def test_a_way_is_no_better_than_itself_and_nothing_is_compared_with_others() ->
     some = folds()
     same = compared(some, some)
     assert same.difference.value == 0 and same.verdict == "inconclusive"
+    assert compared(some, some, margin=0.02).verdict == "non-inferior"
     with pytest.raises(ValueError, match="the same studies in the same folds"):
         compared(some, folds(seed=1))
     with pytest.raises(ValueError, match="the same studies in the same folds"):

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from medtl.audit import AuditLog
-from medtl.errors import TamperedError, WeightsError
+from medtl.errors import StorageError, TamperedError, WeightsError
 from medtl.model import pickles
 from medtl.model import vault as vault_module
 from medtl.model.backbones import BACKBONES, WeightsSource
@@ -272,6 +272,63 @@ def test_a_vault_of_before_gets_its_trail_with_the_next_that_is_put_in(vault: Va
     assert [fault.name for fault in vault.verify()] == ["old"]
 
 
+def test_a_full_disk_does_not_make_a_vault_of_before_one_whose_trail_is_gone(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.add("old", None, STATE, "x")
+    for path in vault.folder.glob("audit.*"):
+        path.unlink()
+
+    def full(*_: object) -> None:
+        raise StorageError("No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(StorageError):
+        patched.setattr("medtl.audit._write_whole", full)
+        vault.add("new", None, STATE, "x")
+    assert vault.trail.path.exists()  # and is empty
+    assert vault.find("old") is not None and vault.verify() == ()
+    vault.add("new", None, STATE, "x")
+    assert said(vault)[0] == ("weights.found", "vault") and vault.verify() == ()
+
+
+def test_an_entry_that_agrees_with_an_altered_trail_is_refused(vault: Vault) -> None:
+    vault.add("mine", None, STATE, "x", licence="CC BY-NC 4.0")
+    entry, log = vault.folder / "mine" / "entry.json", vault.folder / "audit.jsonl"
+    before = hashlib.sha256(entry.read_bytes()).hexdigest()
+    entry.write_text(entry.read_text().replace("CC BY-NC 4.0", "CC0"))
+    log.write_text(log.read_text().replace(before, hashlib.sha256(entry.read_bytes()).hexdigest()))
+    with pytest.raises(WeightsError, match=r"trail that cannot be trusted.*line 1"):
+        Vault(vault.folder).find("mine")
+
+
+@pytest.mark.parametrize("killed_in", ["adding", "removing"])
+def test_the_next_addition_enters_what_a_crash_kept_from_being_entered(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    vault.add("other", None, STATE, "x")
+    append, action = AuditLog.append, "weights.added" if killed_in == "adding" else "weights.removed"
+
+    def killed(log: AuditLog, what: str, *rest: Any, **more: Any) -> str:
+        if what == action:
+            raise KeyboardInterrupt
+        return append(log, what, *rest, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(AuditLog, "append", killed)
+        if killed_in == "adding":
+            vault.add("mine", None, STATE, "x")
+        else:
+            vault.remove("other")
+    vault.add("third", None, STATE, "x")
+    sure = {file: len(allowed) for file, allowed in vault.trail.files().items()}
+    assert set(sure.values()) == {1} and vault.verify() == ()
+    if killed_in == "adding":
+        shutil.rmtree(vault.folder / "mine")
+        assert [fault.name for fault in vault.verify()] == ["mine"]
+    else:
+        assert vault.names() == ("third",)
+
+
 def test_a_trail_that_was_altered_is_named_and_nothing_is_added_to_it(vault: Vault) -> None:
     vault.add("mine", None, STATE, "x")
     path = vault.folder / "audit.jsonl"
@@ -282,7 +339,7 @@ def test_a_trail_that_was_altered_is_named_and_nothing_is_added_to_it(vault: Vau
         vault.add("other", None, STATE, "x")
     assert vault.names() == ("mine",)
     path.unlink()  # its head is left: this is no vault of before
-    with pytest.raises(WeightsError, match="put in by hand"):
+    with pytest.raises(WeightsError, match="trail that cannot be trusted"):
         vault.find("mine")
     with pytest.raises(TamperedError):
         vault.add("other", None, STATE, "x")
