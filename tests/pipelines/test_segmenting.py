@@ -184,11 +184,14 @@ def test_folds_are_pooled_over_patients(finished: tuple[Path, dict[str, Any]]) -
 def test_folds_stand_beside_the_same_network_without_weights(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = finished
     config, checkpoint = load_config(folder / "balls.yaml"), summary["digests"]["checkpoint"]
-    made = folder / "workspace" / "artifacts"
-    manifest = json.loads((made / "checkpoint" / checkpoint[:32] / "manifest.json").read_text())
-    plan = read_grid(made / "plan" / manifest["inputs"]["plan"][:32])
+    manifests = [
+        json.loads(path.read_text()) for path in (folder / "workspace" / "artifacts").glob("*/*/manifest.json")
+    ]
+    made = {one["digest"]: one for one in manifests}
+    plan = made[made[checkpoint]["inputs"]["plan"]]
+    grid = read_grid(folder / "workspace" / "artifacts" / "plan" / plan["fingerprint"][:32])
     state = {name: torch.from_numpy(array) for name, array in trained(folder)[checkpoint].items()}
-    state = transferable(state, plan, config.model, "dynunet")
+    state = transferable(state, grid, config.model, "dynunet")
     Vault(vault_folder(config)).add("balls", "dynunet", state, "a run on the same patients", layout="medtl")
     once = "[{name: all, unfreeze: all, epochs: 1, lr: 3.0e-3, decay: 1.0, batchnorm: with_stage}]"
     settings = (
