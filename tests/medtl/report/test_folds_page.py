@@ -40,6 +40,7 @@ def test_both_beginnings_stand_side_by_side_with_what_chance_would_say(make_fact
     assert all(
         figure in said for figure in ("0.815 [", "0.700 [", "0.115 [", "p &lt;0.001 (Wilcoxon)", "p 0.012 (sign)")
     )
+    assert said.index("With weights<") < said.index("Without<") < said.index("0.815 [") < said.index("0.700 [")
     assert "Transfer helped: Dice is higher by 0.115" in said
     assert "Normalised surface distance" not in said  # which only one of them has
     assert "says nothing about transfer" in render(
