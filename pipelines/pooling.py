@@ -114,7 +114,7 @@ def write_folds(
         by=config.dataset.folds.by,
         title=config.report.title or config.name,
         backbone=read_checkpoint(found[0].trained.checkpoint.path).backbone,
-        weights=Path(config.model.weights).name,
+        weights=Path(config.model.origin).name,
         studies=len(known.studies),
         patients=len({study.patient for study in known.studies}),
         patients_known=known.patients_known,

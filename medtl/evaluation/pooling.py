@@ -104,9 +104,10 @@ def compare_folds(
         (one.name, one.repeat, one.test.study_ids) for one in reference
     ]:
         raise ValueError("the two must have tested the same studies in the same folds")
-    level, joined = config.uncertainty.level, _joined([fold.test for fold in _in_order(model)[0]])
+    (first, ours_in_order), (_, theirs_in_order) = _in_order(model), _in_order(reference)
+    level, joined = config.uncertainty.level, _joined([fold.test for fold in first])
     both: list[Asked] = []
-    for side in (_in_order(model)[1], _in_order(reference)[1]):
+    for side in (ours_in_order, theirs_in_order):
         asked = [ask(fold.test, task, classes, fold.points, config) for fold in side]
         ranks = [[question for question in some if question.metric == "auroc"] for some in asked]
         both += _questions(side, ranks, joined, level)

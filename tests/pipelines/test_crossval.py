@@ -57,14 +57,16 @@ def test_sites_are_left_out_one_at_a_time(config_file: Path, tmp_path: Path) -> 
     lines = [f"{row},site {int(row.rsplit('-', 1)[1]) // 2 % 2}" for row in rows]
     table.write_text("\n".join([f"{head},site", *lines]) + "\n")
     once = "[{name: all, unfreeze: all, epochs: 1, lr: 3.0e-3, batchnorm: with_stage}]"
-    beside = ("model.scratch=true", f"model.scratch_phases={once}")
+    # a strategy that takes no weights, whatever is named: nothing is learned of transfer
+    beside = ("model.weights=imagenet", "model.phases=scratch", "model.scratch=true", f"model.scratch_phases={once}")
     code, found, log = crossval(config_file, "dataset.folds.by=site", "studies.labels.site=site", *beside)
     assert code == 0, log
     assert len(found["folds"]) == 2 and found["by"] == "site"
     apart = found["metrics"]["auroc"]["value"] - found["scratch"]["auroc"]["value"]
     assert found["difference"]["auroc"]["value"] == pytest.approx(apart)
     page = Path(found["report"]).read_text()
-    assert "Leave one site out" in page and "Transfer or scratch" in page
+    assert "Leave one site out" in page and "weights: none" in page
+    assert "Transfer or scratch" in page and "says nothing about transfer" in page
     opened = [
         e["details"]["purpose"] for e in AuditLog(tmp_path / "workspace").events() if e["action"] == "test.opened"
     ]
