@@ -552,7 +552,7 @@ def train_network(
 
     Args:
         rests_on: what the network depends on beside what was prepared, the model's settings and the machine.
-        counts: a setting of the model that they depend on here, though elsewhere they do not.
+        counts: a setting of the model that it depends on here, though elsewhere it does not.
     """
     from medtl.model import devices, io
     from medtl.model.vault import Vault, resolve_weights
