@@ -614,7 +614,9 @@ class ModelConfig(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads; bits depend on it; default: the cores it may use")
     scratch: bool = Field(False, description="train the same network without weights too, on the same split or folds")
     scratch_phases: tuple[PhaseConfig, ...] | None = Field(
-        None, description="default: strategy scratch, at least as many epochs as all phases together"
+        None,
+        description="default: as the last listed phase that unfreezes all, else strategy scratch; "
+        "at least as many epochs as all phases together",
     )
 
     @property

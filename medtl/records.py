@@ -615,6 +615,7 @@ class Trial:
     phase: str  # whose state was kept
     p_value: float | None  # of no difference (DeLong, paired by patient), corrected for all strategies (Holm)
     seconds: float | None  # of training; None where it was done before and nobody measured
+    cautions: tuple[str, ...] = ()  # before the difference is believed: where both were not trained alike
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -263,6 +263,7 @@ def crossval(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> N
         rows.append((f"{metric}, with weights - without", *(number(found[key]) for key in ("value", "low", "high"))))
     show_table(summary, json_, "Folds, 95 % intervals over patients", _METRIC_COLUMNS, rows)
     if not json_:
+        _warn_of(summary.get("trainings", {}).get("cautions", ()))
         print(f"report  {summary['report']}")
 
 
@@ -478,6 +479,12 @@ def _metric_rows(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [(n, number(m["value"]), number(m["low"]), number(m["high"])) for n, m in summary["metrics"].items()]
 
 
+def _warn_of(cautions: Iterable[str]) -> None:
+    """Say what to know before believing the difference to the network from scratch."""
+    for caution in cautions:
+        print(f"caution {caution}")
+
+
 def _show_run(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary))
@@ -490,6 +497,7 @@ def _show_run(summary: dict[str, Any], as_json: bool) -> None:
             rows.append((f"{metric} from scratch", *(number(v) for v in scratch.values())))
             rows.append((f"{metric}, transfer - scratch", *(number(v) for v in difference.values())))
         table(f"{summary['name']}: test part, 95 % intervals over patients ({split})", _METRIC_COLUMNS, rows)
+        _warn_of(summary.get("cautions", ()))
         how = "nothing recomputed" if summary["reused"] else "computed"
         print(f"release {summary['release']}: {summary['status']} ({how}, {summary['seconds']:.1f} s)")
         print(f"report  {summary['report']}")

@@ -116,24 +116,31 @@ def trial_of(
     trained: Trained,
     paired: Artifact | None,
     p_value: float | None,
+    reference: Trained | None = None,
 ) -> Trial:
-    """Put together what is known of one contender."""
+    """Put together what is known of one contender; ``paired`` compares it with the reference."""
     from medtl.dataset.io import read_split
     from medtl.evaluation.io import read_comparison, read_evaluation
     from medtl.model.io import read_checkpoint
+    from medtl.report.fairness import terms
 
-    parts = read_split(split.path)
+    parts, network = read_split(split.path), read_checkpoint(trained.checkpoint.path)
     patients = len({parts.groups[study] for study in parts.train})
+    comparison = read_comparison(paired.path) if paired is not None else None
+    cautions: tuple[str, ...] = ()
+    if comparison is not None and reference is not None:
+        cautions = terms([network], [read_checkpoint(reference.checkpoint.path)], comparison).cautions
     return Trial(
         strategy=strategy,
         patients=patients,
         studies=len(parts.train),
         share=patients / max(whole, 1),
         scores=read_evaluation(trained.evaluation.path).metrics,
-        difference=read_comparison(paired.path).difference if paired is not None else None,
+        difference=comparison.difference if comparison is not None else None,
         p_value=p_value,
-        phase=next(p.name for p in read_checkpoint(trained.checkpoint.path).phases if p.kept),
+        phase=next(p.name for p in network.phases if p.kept),
         seconds=seconds_of(config, trained.checkpoint),
+        cautions=cautions,
     )
 
 

@@ -36,7 +36,8 @@ async def crossval(config: Config) -> dict[str, Any]:
     pooled = await pool(config, cohort, found)
     beside = None
     if scratch:
-        beside = await pool(config, cohort, scratch), await _compared(config, cohort, found, scratch)
+        both = await pool(config, cohort, scratch), await _compared(config, cohort, found, scratch)
+        beside = pooling.Reference(scratch, *both)
     page, figures = await tasks.write_folds(config, cohort, pooled, found, beside)
     return {**figures, "report": str(page), "seconds": round(time.perf_counter() - started, 2)}
 

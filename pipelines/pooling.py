@@ -26,6 +26,15 @@ class Tested:
     prepared: Prepared
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The same network without weights on the same folds."""
+
+    folds: list[Tested]
+    pooled: Artifact
+    comparison: Artifact  # with it
+
+
 def pool_folds(config: Config, cohort: Artifact, found: list[Tested]) -> Artifact:
     """Folds -> one evaluation with intervals over patients."""
     from medtl.evaluation import io, pooling
@@ -96,32 +105,33 @@ def write_folds(
     cohort: Artifact,
     pooled: Artifact,
     found: list[Tested],
-    scratch: tuple[Artifact, Artifact] | None = None,
+    scratch: Reference | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Write the page about the folds, and its figures for machines beside it.
-
-    Args:
-        scratch: the same network without weights on the same folds, pooled; and the comparison with it.
-    """
+    """Write the page about the folds, and its figures for machines beside it."""
     from medtl.dataset.io import read_grid
     from medtl.evaluation.io import read_comparison, read_evaluation
     from medtl.model.io import read_checkpoint
+    from medtl.report.fairness import terms
     from medtl.report.folds import Design, render
     from medtl.studies.io import read_cohort
 
     evaluation, known = read_evaluation(pooled.path), read_cohort(cohort.path)
+    comparison = read_comparison(scratch.comparison.path) if scratch else None
+    networks = [read_checkpoint(one.trained.checkpoint.path) for one in found]
+    bare = [read_checkpoint(one.trained.checkpoint.path) for one in scratch.folds] if scratch else []
     design = Design(
         by=config.dataset.folds.by,
         title=config.report.title or config.name,
-        backbone=read_checkpoint(found[0].trained.checkpoint.path).backbone,
+        backbone=networks[0].backbone,
         weights=Path(config.model.origin).name,
         studies=len(known.studies),
         patients=len({study.patient for study in known.studies}),
         patients_known=known.patients_known,
         limits=config.report.limits,
         level=config.evaluation.uncertainty.level,
-        scratch=read_evaluation(scratch[0].path) if scratch else None,
-        comparison=read_comparison(scratch[1].path) if scratch else None,
+        scratch=read_evaluation(scratch.pooled.path) if scratch else None,
+        comparison=comparison,
+        terms=terms(networks, bare, comparison) if bare else None,
         unit="pixels" if config.segments and read_grid(found[0].prepared.plan.path).axis is None else "mm",
     )
     figures: dict[str, Any] = {
@@ -131,13 +141,15 @@ def write_folds(
         "by": config.dataset.folds.by,
         "artifact": pooled.digest,
     }
-    if design.scratch is not None and design.comparison is not None:
+    if design.scratch is not None and design.comparison is not None and design.terms is not None:
         figures["difference"] = {design.comparison.metric: asdict(design.comparison.difference)}
         figures["scratch"] = {name: asdict(score) for name, score in design.scratch.metrics.items()}
+        figures["trainings"] = design.terms.plain()
     folder = Store(config.workspace).workspace / "reports"
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
-    shown = digest_of([pooled.digest, *(one.digest for one in scratch)]) if scratch else pooled.digest
+    beside = [scratch.pooled.digest, scratch.comparison.digest] if scratch else []
+    shown = digest_of([pooled.digest, *beside]) if beside else pooled.digest
     path = folder / f"{config.name}-folds-{shown[:12]}.html"
     write_bytes(path, render(evaluation, design).encode())
     write_json(path.with_suffix(".json"), figures)

@@ -168,6 +168,7 @@ def summarise(
     config: Config,
     prepared: Prepared,
     trained: Trained | Segmented,
+    scratch: Trained | Segmented | None,
     comparison: Artifact | None,
     release: Release,
     page: Path,
@@ -175,6 +176,8 @@ def summarise(
     """Put a run's results into the one object that machines read."""
     from medtl.dataset.io import read_split
     from medtl.evaluation.io import read_comparison, read_evaluation
+    from medtl.model.io import read_checkpoint
+    from medtl.report.fairness import terms
 
     split = read_split(prepared.split.path)
     scores = read_evaluation(trained.evaluation.path).metrics
@@ -193,8 +196,10 @@ def summarise(
             "evaluation": trained.evaluation.digest,
         },
     }
-    if comparison is not None:
+    if scratch is not None and comparison is not None:
         found = read_comparison(comparison.path)
+        network, bare = (read_checkpoint(one.checkpoint.path) for one in (trained, scratch))
+        summary["cautions"] = list(terms([network], [bare], found).cautions)
         reference, difference = found.reference_score, found.difference
         summary["scratch"] = {found.metric: {"value": reference.value, "low": reference.low, "high": reference.high}}
         summary["difference"] = {

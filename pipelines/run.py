@@ -42,7 +42,7 @@ async def run(config: Config) -> dict[str, Any]:
     artifact, release = await tasks.make_release(config, prepared, trained, beside)
     resources = {"seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}
     report, page = await tasks.write_report(config, prepared, trained, scratch, comparison, release, resources, beside)
-    summary = results.summarise(config, prepared, trained, comparison, release, page)
+    summary = results.summarise(config, prepared, trained, scratch, comparison, release, page)
     results.remember_run(
         config, key, (*results.artifacts_of(prepared, trained, scratch, comparison), artifact, report), summary
     )
@@ -58,7 +58,7 @@ async def _segment(config: Config, prepared: Prepared, key: str, started: float)
     artifact, release = await tasks.release_masks(config, prepared, segmented)
     resources = {"seconds": _since(started), "peak_memory_mb": results.peak_memory_mb()}
     report, page = await tasks.report_masks(config, prepared, segmented, scratch, comparison, release, resources)
-    summary = results.summarise(config, prepared, segmented, comparison, release, page)
+    summary = results.summarise(config, prepared, segmented, scratch, comparison, release, page)
     found = (*results.artifacts_of(prepared, segmented, scratch, comparison), artifact, report)
     results.remember_run(config, key, found, summary)
     return {**summary, "reused": False, **resources}

@@ -57,6 +57,6 @@ async def _side_by_side(
         paired[name] = await tasks.compare(config, one.test, trained[REFERENCE].test) if compared else None
     chances = contenders.p_values(paired)
     return [
-        contenders.trial_of(config, name, split, whole, one, paired[name], chances.get(name))
+        contenders.trial_of(config, name, split, whole, one, paired[name], chances.get(name), trained.get(REFERENCE))
         for name, one in trained.items()
     ]

@@ -264,12 +264,22 @@ def vault_folder(config: Config) -> Path:
 
 
 def scratch_model(model: ModelConfig) -> ModelConfig:
-    """Give the same network without weights: everything unfrozen, at least as many epochs as all phases together."""
+    """Give the same network without weights: everything unfrozen, at least as many epochs as all phases together.
+
+    Where the config lists phases of its own, it learns as the last of them that unfreezes everything does: at another
+    rate or with another loss the difference would not be that of the weights.
+    """
     from medtl.config import STRATEGIES
 
     epochs = sum(phase.epochs for phase in model.schedule)
-    plain = tuple(p.model_copy(update={"epochs": max(p.epochs, epochs)}) for p in STRATEGIES["scratch"])
-    return model.model_copy(update={"weights": "none", "phases": model.scratch_phases or plain})
+    (plain,) = STRATEGIES["scratch"]
+    everything = [phase for phase in model.schedule if phase.unfreeze == "all"]
+    if everything and not isinstance(model.phases, str):
+        own = {"name": plain.name, "decay": plain.decay, "batchnorm": plain.batchnorm, "l2_sp": 0.0, "epochs": epochs}
+        alike = everything[-1].model_copy(update=own)
+    else:
+        alike = plain.model_copy(update={"epochs": max(plain.epochs, epochs)})
+    return model.model_copy(update={"weights": "none", "phases": model.scratch_phases or (alike,)})
 
 
 def _in_processes(job: Job, folder: Path) -> None:

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from medtl.records import Comparison, Evaluation, FoldScores, Score
+from medtl.report.fairness import Terms, curves
 from medtl.report.figures import COLOURS, INK, STYLE, as_svg, drawable
 from medtl.report.page import as_data, sealed
 from medtl.report.tables import Table
@@ -33,6 +34,7 @@ class Design:
     limits: Sequence[str] = ()
     scratch: Evaluation | None = None  # of the same network without weights on the same folds
     comparison: Comparison | None = None  # with it
+    terms: Terms | None = None  # how both were trained
     level: float = 0.95  # coverage of the intervals
     unit: Literal["mm", "pixels"] = "mm"  # of distances
 
@@ -50,6 +52,7 @@ def render(evaluation: Evaluation, design: Design) -> str:
         verdict=None if design.comparison is None else verdict(design.comparison),
         sentence=None if design.comparison is None else _sentence(design, design.comparison),
         drawn=metric_name(headline(evaluation)),
+        trained=None if design.terms is None or (drawn := curves(design.terms)) is None else as_data(drawn),
         figure=None if svg is None else as_data(svg),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from medtl.artifacts import digest_of, storage_errors, write_bytes, write_json
 from medtl.errors import MedtlError
-from medtl.report import masks, pdf, viewer
+from medtl.report import fairness, masks, pdf, viewer
 from medtl.report.checklists import as_json as checklists_as_json
 from medtl.report.facts import Facts, as_json
 from medtl.report.masks import MaskFacts
@@ -27,7 +27,7 @@ def write_report(folder: Path, facts: Facts) -> tuple[Path, ...]:
         StorageError: the folder cannot be written, or the disk is full.
         MedtlError: WeasyPrint is installed and cannot work.
     """
-    return _write(folder, render(facts), as_json(facts) | {"checklists": checklists_as_json(facts)})
+    return _write(folder, render(facts), as_json(facts) | {"checklists": checklists_as_json(facts)} | _terms(facts))
 
 
 def write_mask_report(folder: Path, facts: MaskFacts) -> tuple[Path, ...]:
@@ -37,7 +37,7 @@ def write_mask_report(folder: Path, facts: MaskFacts) -> tuple[Path, ...]:
         StorageError: the folder cannot be written, or the disk is full.
         MedtlError: the package of the viewer holds none that is known here.
     """
-    written = _write(folder, masks.render(facts), masks.as_json(facts))
+    written = _write(folder, masks.render(facts), masks.as_json(facts) | _terms(facts))
     if facts.viewer is None:
         return written
     write_bytes(folder / facts.viewer, viewer.render(facts, *_read_niivue()).encode())
@@ -47,6 +47,11 @@ def write_mask_report(folder: Path, facts: MaskFacts) -> tuple[Path, ...]:
 def viewer_digest() -> str | None:
     """Give the digest of what a viewer would be written with; ``None`` where the extra is not installed."""
     return digest_of(_read_niivue()) if viewer.is_installed() else None
+
+
+def _terms(facts: Facts) -> dict[str, Any]:
+    terms = fairness.of(facts)
+    return {"trainings": None if terms is None else terms.plain()}
 
 
 def _read_niivue() -> tuple[str, str]:

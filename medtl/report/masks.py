@@ -20,7 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from medtl.records import AnyArray, ComponentChoice, FloatArray, GridPlan, MaskQuality, MaskResult, Score
-from medtl.report import figures, findings, tables, words
+from medtl.report import fairness, figures, findings, tables, words
 from medtl.report.checklists import Answer, Checklist, checklists
 from medtl.report.facts import Facts, flow
 from medtl.report.facts import as_json as facts_as_json
@@ -134,10 +134,12 @@ def render(facts: MaskFacts) -> str:
         "beside": None
         if facts.beside is None
         else figures.difference(facts.beside, ("this model", "the live release")),
+        "both": None if (terms := fairness.of(facts)) is None else fairness.curves(terms),
     }
     return sealed(
         "masks.html.jinja",
         facts=facts,
+        terms=terms,
         flow=flow(facts),
         evaluation=facts.evaluation,
         sections=SECTIONS,

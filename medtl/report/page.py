@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medtl.records import Curve, Score
-from medtl.report import figures, findings, tables, words
+from medtl.report import fairness, figures, findings, tables, words
 from medtl.report.checklists import SECTIONS, checklists
 from medtl.report.facts import Facts, flow, score_histograms
 
@@ -38,6 +38,7 @@ def render(facts: Facts) -> str:
         findings=findings,
         words=words,
         figures=_figures(facts),
+        terms=fairness.of(facts),
     )
 
 
@@ -82,6 +83,7 @@ def _figures(facts: Facts) -> dict[str, str | None]:
         "beside": None
         if facts.beside is None
         else figures.difference(facts.beside, ("this model", "the live release")),
+        "both": None if (terms := fairness.of(facts)) is None else fairness.curves(terms),
     }
     return {name: None if svg is None else as_data(svg) for name, svg in drawn.items()}
 

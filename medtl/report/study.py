@@ -28,6 +28,7 @@ def render(title: str, trials: Sequence[Trial], curve: Sequence[Trial], facts: M
         title=title,
         facts=facts,
         verdict=verdict(trials),
+        cautions=cautions(trials),
         strategies=_table("Strategies on the test part", trials, curve=False),
         points=_table("Fewer training patients", curve, curve=True),
         parts=_parts(facts),
@@ -60,6 +61,15 @@ def verdict(trials: Sequence[Trial]) -> str:
     if unclear:
         said.append(f"No clear difference from scratch: {', '.join(unclear)}.")
     return " ".join(said)
+
+
+def cautions(trials: Sequence[Trial]) -> tuple[str, ...]:
+    """List what to know before believing the differences to the network from scratch, each with whose they are."""
+    found: dict[str, list[str]] = {}
+    for trial in trials:
+        for caution in trial.cautions:
+            found.setdefault(caution, []).append(trial.strategy)
+    return tuple(f"{caution} ({', '.join(names)})" for caution, names in found.items())
 
 
 def forest(trials: Sequence[Trial]) -> str | None:

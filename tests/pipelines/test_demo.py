@@ -28,7 +28,8 @@ def test_the_demo_transfers_and_compares(demo: tuple[Path, dict[str, Any], str])
     _, summary, _ = demo
     assert summary["status"] == "validated"
     assert summary["difference"]["auroc"]["value"] > 0
-    assert Path(summary["report"]).is_file()
+    page = Path(summary["report"]).read_text()
+    assert "How both were trained" in page and page.count("Before you believe it") == len(summary["cautions"])
     excluded = summary["excluded"]
     assert excluded["truncated"] == excluded["duplicate_file"] == excluded["empty_file"] == 1
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.errors import ConfigError, SplitError
+from medtl.model.surgery import source_network
 from medtl.records import Cohort, Score, Split, Study, Trial
-from medtl.report.study import learning_curve, render, verdict
+from medtl.report.study import cautions, learning_curve, render, verdict
 from pipelines.contenders import OWN, curve_sizes, fewer_patients, with_strategy
 
 KINDS = ((1, 0), (0, 1))  # well, ill
@@ -108,6 +111,18 @@ def test_the_verdict_says_no_more_than_the_intervals() -> None:
     assert "no comparison" in verdict([trial("staged", None, None)])
 
 
+def test_what_holds_for_several_strategies_is_said_once_with_their_names() -> None:
+    both, one = "From scratch fell back.", "From scratch was trained for one epoch."
+    trials = [replace(trial("staged", 0.02, 0.2), cautions=(both, one)), trial("probe", 0.02, 0.2),
+              replace(trial("full", 0.02, 0.2), cautions=(both,))]  # fmt: skip
+    assert cautions(trials) == (f"{both} (staged, full)", f"{one} (staged)")
+    parts = {part: {"studies": 9, "patients": 5} for part in ("train", "val", "test")}
+    facts = {"backbone": "resnet18", "weights": "w", "parts": parts, "limits": [], "test_openings": 1}
+    page = render("A study", trials, [], facts | {"patients_known": True})
+    assert page.index("Better than from scratch") < page.index("Before you believe it") < page.index("<table")
+    assert page.count("Before you believe it") == 2
+
+
 def test_every_line_of_a_learning_curve_has_its_strategys_name() -> None:
     alone = learning_curve([trial("staged", None, None, n) for n in (10, 40)])
     assert alone is not None and "<!-- staged -->" in alone
@@ -132,16 +147,21 @@ def test_the_page_shows_every_trial_and_asks_for_nothing() -> None:
 @pytest.mark.prefect
 @pytest.mark.slow
 def test_a_study_trains_measures_and_counts_every_look(config_file: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "ours.safetensors"
+    save_file(source_network("monai_resnet10_narrow", 32).state_dict(), weights)
     command = [
-        sys.executable, "-m", "pipelines.cli", "study", str(config_file), "--strategies", "features", "scratch",
-        "--curve", "features", "--patients", "6",
+        sys.executable, "-m", "pipelines.cli", "study", str(config_file), "--strategies", "config", "scratch",
+        "--curve", "features", "--patients", "6", "--set", f"model.weights={weights}",
         "--set", "model.scratch_phases=[{name: s, unfreeze: all, batchnorm: with_stage}]",
         "--json",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert [t["strategy"] for t in found["strategies"]] == ["features", "scratch"]
+    assert [t["strategy"] for t in found["strategies"]] == ["config", "scratch"]
+    (caution,) = (one for one in found["strategies"][0]["cautions"] if "was trained for" in one)
+    assert "for one epoch, with transfer for 3" in caution and caution in Path(found["report"]).read_text()
+    assert found["strategies"][1]["cautions"] == []
     assert found["strategies"][0]["difference"]["metric"] == "auroc difference"
     assert found["curve"][0]["patients"] == 6 and Path(found["report"]).is_file()
     opened = [e for e in AuditLog(tmp_path / "workspace").events() if e["action"] == "test.opened"]

@@ -1,0 +1,149 @@
+"""What a page says about how both networks of a comparison were trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from medtl.records import Checkpoint, Comparison, Epoch, LoadReport, Phase, Score
+from medtl.report.fairness import curves, of, terms
+from medtl.report.folds import Design
+from medtl.report.folds import render as render_folds
+from medtl.report.page import render
+
+LOADED, NOTHING = LoadReport("imagenet", "ef" * 32, 60, (), (), 1.0), LoadReport("none", None, 0, (), (), 0.0)
+RISEN = (0.6, 0.7, 0.8, 0.85, 0.86, 0.862, 0.863, 0.863, 0.863, 0.863)
+
+
+def trained(weights, values=RISEN, rate=1e-3, mask=False, frozen=()):
+    """Describe a network with one phase; ``values`` are what validation showed, one an epoch."""
+    phase = Phase("all", ("stem", "head"), frozen, 1000, 0, {"stem": rate / 2, "head": rate}, "", "", 3, 0.4, 0.9,
+                  kept=True, epochs=len(values))  # fmt: skip
+    history = tuple(
+        Epoch("all", number, 0.5, 1 - value if mask else 0.4, None if mask else value)
+        for number, value in enumerate(values, 1)
+    )
+    return Checkpoint("resnet18", "binary", ("a", "b"), 1, (64, 64), ("stem", "head"), weights, (phase,), history, 1000,
+                      "cd" * 32, {}, head="mask" if mask else "linear")  # fmt: skip
+
+
+def compared(value, reference_low=0.7, metric="auroc"):
+    difference = Score(f"{metric} difference", "macro", value, value - 0.01, value + 0.01, 50, 25)
+    return Comparison(
+        metric, "transfer", "scratch", difference, Score(metric, "macro", 0.8, reference_low, 0.9, 50, 25)
+    )
+
+
+def cautions(with_weights, without, comparison=None):
+    return terms([with_weights], [without], comparison or compared(0.05)).cautions
+
+
+def test_two_trainings_that_are_alike_need_no_caution():
+    assert cautions(trained(LOADED), trained(NOTHING)) == ()
+
+
+@pytest.mark.parametrize(("rate", "said"), [(1e-4, True), (1e-2, True), (3.4e-4, False), (2.9e-3, False)])
+def test_another_learning_rate_is_said_either_way(rate, said):
+    found = cautions(trained(LOADED), trained(NOTHING, rate=rate))
+    assert ("learned at a rate" in " ".join(found)) is said
+    assert not said or (f"{rate:.2g}" in found[0] and "0.001" in found[0])
+
+
+def test_the_rate_of_a_head_alone_is_compared_with_nothing():
+    head = trained(LOADED, rate=1e-1, frozen=("stem",))
+    both = terms([head], [trained(NOTHING)], compared(0.05))
+    assert both.transfer.rate is None and both.scratch.rate == 1e-3 and not both.cautions
+
+
+def test_fewer_epochs_are_said():
+    (found,) = cautions(trained(LOADED), trained(NOTHING, RISEN[-8:]))
+    assert "for 8 epochs, with transfer for 10" in found
+    assert cautions(trained(LOADED, RISEN[-8:]), trained(NOTHING)) == ()
+
+
+RISING = (*RISEN[:8], 0.87, 0.88)
+
+
+@pytest.mark.parametrize(
+    ("with_weights", "without", "difference", "named"),
+    [
+        (RISEN, RISING, 0.05, "From scratch"),
+        (RISEN, RISING, 0.5, None),  # what was gained is little beside the difference
+        (RISEN, RISING, -0.05, None),  # it won as it was
+        (RISING, RISEN, -0.05, "With transfer"),
+        (RISING, RISEN, 0.05, None),
+        (RISEN, RISING, 0.005, None),  # nobody lost: the interval holds 0
+        (RISEN, (*RISEN[:9], 0.867), 0.011, None),  # less than an epoch's noise
+    ],
+)
+def test_the_side_that_lost_while_it_was_still_rising(with_weights, without, difference, named):
+    found = cautions(trained(LOADED, with_weights), trained(NOTHING, without), compared(difference))
+    assert len(found) == (named is not None)
+    assert named is None or (found[0].startswith(f"{named} was still improving") and "0.017" in found[0])
+
+
+def test_a_reference_that_collapsed_is_named():
+    (found,) = cautions(trained(LOADED), trained(NOTHING, (0.8, 0.96, 0.9, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5)))
+    assert "fell back" in found and "0.460 below its best, 0.960" in found
+    assert cautions(trained(LOADED), trained(NOTHING, (*RISEN[:8], 0.85, 0.84))) == ()  # it overfits a little
+
+
+def test_a_reference_that_learned_nothing_is_named():
+    (found,) = cautions(trained(LOADED), trained(NOTHING), compared(0.3, reference_low=0.48))
+    assert "may have learned nothing" in found
+    assert cautions(trained(LOADED, mask=True), trained(NOTHING, mask=True), compared(0.3, 0.2, "dice")) == ()
+
+
+def test_where_nothing_was_transferred_there_is_nothing_to_be_fair_about():
+    assert cautions(trained(NOTHING), trained(NOTHING, rate=1e-5)) == ()
+
+
+def test_masks_are_watched_by_dice_and_not_in_every_epoch():
+    values = (0.5, float("nan"), 0.6, float("nan"), 0.7, 0.75, 0.8, 0.9)
+    both = terms([trained(LOADED, mask=True)], [trained(NOTHING, values, mask=True)], compared(0.05, metric="dice"))
+    assert (both.scratch.metric, both.scratch.epochs, both.scratch.best) == ("dice", 8, pytest.approx(0.9))
+    assert [epoch for epoch, _ in both.scratch.courses[0]] == [1, 3, 5, 6, 7, 8]
+    assert both.scratch.gain == pytest.approx(0.1)  # one of six validations, over the best before
+    assert "Best Dice on validation" in {row[0]: row for row in both.table().rows}
+
+
+def test_folds_give_the_mean_and_a_line_each():
+    longer = trained(NOTHING, (*RISEN, 0.87))
+    both = terms([trained(LOADED)] * 2, [trained(NOTHING), longer], compared(0.05))
+    assert both.scratch.epochs == 10.5 and len(both.scratch.courses) == 2
+    assert both.scratch.best == pytest.approx((0.863 + 0.87) / 2)
+    assert {row[0]: row[1:] for row in both.table().rows}["Epochs"] == ("10", "10.5")
+
+
+def test_few_epochs_tell_nothing_of_a_slope_and_one_draws_no_line():
+    short = trained(NOTHING, (0.5, 0.9))
+    both = terms([trained(LOADED)], [short], compared(0.05))
+    assert both.scratch.gain is None and both.scratch.fall is None and curves(both) is not None
+    assert curves(terms([trained(LOADED)], [trained(NOTHING, (0.5,))])) is None
+
+
+def test_without_a_comparison_only_what_needs_none_is_said():
+    found = terms([trained(LOADED)], [trained(NOTHING, RISING, rate=1e-4)], None).cautions
+    assert len(found) == 1 and "rate" in found[0]
+
+
+def test_the_page_of_a_diagnosis_shows_both_and_warns(make_facts):
+    facts = make_facts()
+    facts = replace(facts, scratch=trained(NOTHING, (0.85,) * 9, rate=2e-3))
+    assert of(replace(facts, scratch=None)) is None
+    assert of(facts).cautions == () and "Before you believe it" not in render(facts)
+    assert "How both were trained" in render(facts)
+    text = render(replace(facts, scratch=trained(NOTHING, (0.85,) * 9, rate=2e-4)))
+    said = text.split("Transfer or scratch", 1)[1]
+    assert said.index("Transfer helped") < said.index("Before you believe it") < said.index("How both were trained")
+    assert "at a rate of 0.0002, with transfer at 0.002" in said
+
+
+def test_the_page_of_folds_shows_both_and_warns(make_facts):
+    evaluation, comparison = make_facts().evaluation, compared(0.05)
+    both = terms([trained(LOADED)] * 2, [trained(NOTHING, rate=1e-4)] * 2, comparison)
+    design = Design("patient", "Cells", "resnet18", "imagenet", 50, 25, True, scratch=evaluation, comparison=comparison)
+    text = render_folds(evaluation, replace(design, terms=both))
+    assert text.count("Before you believe it") == 1 and text.count("How both were trained") == 2  # caption and region
+    assert "a line for each network" in text
