@@ -8,6 +8,7 @@ import pytest
 
 from medtl.records import Checkpoint, Comparison, Epoch, LoadReport, Phase, Score
 from medtl.report.fairness import curves, of, terms
+from medtl.report.figures import COLOURS
 from medtl.report.folds import Design
 from medtl.report.folds import render as render_folds
 from medtl.report.page import render
@@ -56,6 +57,14 @@ def test_the_rate_of_a_head_alone_is_compared_with_nothing():
     assert both.transfer.rate is None and both.scratch.rate == 1e-3 and not both.cautions
 
 
+def test_the_rate_is_that_of_the_last_phase_in_which_all_of_it_learned():
+    (last,) = trained(LOADED).phases
+    first = replace(last, name="first", learning_rates={"stem": 5e-3, "head": 5e-2})
+    solved = replace(last, name="solved", head="logistic_regression", learning_rates={"head": 1.0})
+    several = replace(trained(LOADED), phases=(first, last, solved))
+    assert terms([several], [trained(NOTHING)]).transfer.rate == 1e-3
+
+
 def test_fewer_epochs_are_said():
     (found,) = cautions(trained(LOADED), trained(NOTHING, RISEN[-8:]))
     assert "for 8 epochs, with transfer for 10" in found
@@ -81,6 +90,12 @@ def test_the_side_that_lost_while_it_was_still_rising(with_weights, without, dif
     found = cautions(trained(LOADED, with_weights), trained(NOTHING, without), compared(difference))
     assert len(found) == (named is not None)
     assert named is None or (found[0].startswith(f"{named} was still improving") and "0.017" in found[0])
+
+
+def test_a_gain_on_validation_is_held_against_a_difference_of_the_same_metric_alone():
+    far = compared(0.5, metric="average_precision")
+    (found,) = cautions(trained(LOADED), trained(NOTHING, RISING), far)
+    assert "still improving" in found
 
 
 def test_a_reference_that_collapsed_is_named():
@@ -111,6 +126,10 @@ def test_masks_are_watched_by_dice_and_not_in_every_epoch():
 def test_folds_give_the_mean_and_a_line_each():
     longer = trained(NOTHING, (*RISEN, 0.87))
     both = terms([trained(LOADED)] * 2, [trained(NOTHING), longer], compared(0.05))
+    drawn = curves(both) or ""
+    assert all(drawn.count(colour) >= 2 for colour in COLOURS[:2])  # a line for each fold of either side, and a name
+    assert drawn != curves(terms([trained(LOADED)] * 2, [trained(NOTHING)] * 2))
+    assert len(drawn) > len(curves(terms([trained(LOADED)], [trained(NOTHING)])) or drawn)
     assert both.scratch.epochs == 10.5 and len(both.scratch.courses) == 2
     assert both.scratch.best == pytest.approx((0.863 + 0.87) / 2)
     assert {row[0]: row[1:] for row in both.table().rows}["Epochs"] == ("10", "10.5")

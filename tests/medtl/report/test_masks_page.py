@@ -263,6 +263,11 @@ def test_a_comparison_stands_with_its_verdict(mask_facts, facts):
     said = text_of(render(changed))
     assert "Transfer helped: Dice is higher by" in said
     assert "Wilcoxon signed-rank" in said
+    assert "How both were trained" not in said  # nothing is known of the other
+    bare = replace(facts.checkpoint, phases=(replace(facts.checkpoint.phases[0], learning_rates={"head": 1e-4}),))
+    said = text_of(render(replace(changed, scratch=bare)))
+    assert said.index("Transfer helped") < said.index("Before you believe it") < said.index("How both were trained")
+    assert "learned at a rate of 0.0001, with transfer at 0.001" in said and "Best Dice on validation" in said
 
 
 def test_the_page_of_a_diagnosis_is_as_it_was(make_facts):

@@ -295,6 +295,7 @@ def test_the_json_holds_the_facts_and_no_study(tmp_path, make_facts):
     }
     assert [part["patients"] for part in record["data"]["flow"]["parts"]] == [60, 15, 25]
     assert record["scratch"]["comparison"]["difference"]["value"] == 0.064
+    assert record["trainings"]["scratch"]["epochs"] == 9 and "improving" in record["trainings"]["cautions"][0]
     assert record["data"]["exclusions"][0] == {
         "stage": "scans", "code": "not_an_image", "count": 24, "reason": "The file holds no image.",
     }  # fmt: skip
