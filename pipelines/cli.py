@@ -253,15 +253,7 @@ def crossval(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> N
     well this way of training does; it makes no release.
     """
     summary = _flow(load(config, set_), "crossval")
-    rows = [(f"mean over folds: {name}", *values) for name, *values in _metric_rows(summary)]
-    for one in summary["folds"]:
-        again = f", repeat {one['repeat'] + 1}" if one["repeat"] else ""
-        headline = next(iter(one["values"]))
-        name = f"{'without ' if summary['by'] == 'site' else 'fold '}{one['fold']}{again}: {headline}"
-        rows.append((name, number(one["values"][headline]), "", ""))
-    for metric, found in summary.get("difference", {}).items():
-        rows.append((f"{metric}, with weights - without", *(number(found[key]) for key in ("value", "low", "high"))))
-    show_table(summary, json_, "Folds, 95 % intervals over patients", _METRIC_COLUMNS, rows)
+    show_table(summary, json_, "Folds, 95 % intervals over patients", _METRIC_COLUMNS, _fold_rows(summary))
     if not json_:
         _warn_of(summary.get("trainings", {}).get("cautions", ()))
         print(f"report  {summary['report']}")
@@ -477,6 +469,19 @@ _METRIC_COLUMNS = ("metric", "value", "low", "high")
 
 def _metric_rows(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [(n, number(m["value"]), number(m["low"]), number(m["high"])) for n, m in summary["metrics"].items()]
+
+
+def _fold_rows(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Give the pooled figures, the headline of each fold, and what weights made of it where that was asked."""
+    rows = [(f"mean over folds: {name}", *values) for name, *values in _metric_rows(summary)]
+    for one in summary["folds"]:
+        again = f", repeat {one['repeat'] + 1}" if one["repeat"] else ""
+        headline = next(name for name in ("dice", "auroc", *one["values"]) if name in one["values"])
+        name = f"{'without ' if summary['by'] == 'site' else 'fold '}{one['fold']}{again}: {headline}"
+        rows.append((name, number(one["values"][headline]), "", ""))
+    for metric, found in summary.get("difference", {}).items():
+        rows.append((f"{metric}, with weights - without", *(number(found[key]) for key in ("value", "low", "high"))))
+    return rows
 
 
 def _warn_of(cautions: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from medtl.audit import AuditLog
+from pipelines.cli import _fold_rows
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 
@@ -73,3 +74,21 @@ def test_sites_are_left_out_one_at_a_time(config_file: Path, tmp_path: Path) -> 
     assert sorted(opened) == ["fold", "fold", "reference", "reference"]
     code, _, log = crossval(config_file, "dataset.folds.by=site")
     assert code == 1 and "48 studies have no site" in log and "Traceback" not in log
+
+
+def test_the_table_shows_dice_or_auroc_of_each_fold_and_what_weights_made_of_it() -> None:
+    value = {"value": 0.8, "low": 0.7, "high": 0.9}
+    folds = [{"fold": "1", "repeat": 0, "values": {"absolute_volume_error": 3.0, "dice": 0.79}},
+             {"fold": "2", "repeat": 1, "values": {"brier": 0.1, "auroc": 0.88}}]  # fmt: skip
+    summary = {"metrics": {"dice": value}, "folds": folds, "by": "patient", "difference": {"dice": value}}
+    rows = _fold_rows(summary)
+    assert rows == [
+        ("mean over folds: dice", "0.800", "0.700", "0.900"),
+        ("fold 1: dice", "0.790", "", ""),
+        ("fold 2, repeat 2: auroc", "0.880", "", ""),
+        ("dice, with weights - without", "0.800", "0.700", "0.900"),
+    ]
+    del summary["difference"]
+    assert (
+        len(_fold_rows(summary | {"by": "site"})) == 3 and _fold_rows(summary | {"by": "site"})[1][0][:9] == "without 1"
+    )
