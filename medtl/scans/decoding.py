@@ -4,16 +4,19 @@ The first half is pure: :func:`split_frames` finds the frames in encapsulated pi
 one. What a codestream says of itself (rows, columns, samples, precision) is held against the DICOM header before a
 decoder sees it, and what a decoder would silently fill up (a JPEG cut off inside) is found.
 
+Pictures (PNG, JPEG, TIFF, GIF) are decoded by :mod:`medtl.scans.pictures`, in the same process.
+
 The second half is the process. Decoders are native code fed by strangers: here they run in a child with limits on
 memory and time, a bare environment and no core dumps. A child that crashes, hangs or asks for too much costs that
 frame alone; the next frames go to a fresh child. The child opens the scan and writes the pixels itself, which no other
 module outside ``io.py`` may do, because pixels that travelled through a pipe would be copied twice and a parent that
-parses them would not be protected. Children speak length-prefixed JSON and are never believed: what they say is
-matched against patterns, and nothing they send is unpickled.
+parses them would not be protected. A picture's bytes and values do go through the pipe, as they are: nothing of it then
+lies in a temporary file, and there is nothing to parse. Children speak length-prefixed JSON and are never believed:
+what they say is matched against patterns, and nothing they send is unpickled.
 
-Codes of the errors: ``truncated``, ``too_large``, ``decode_failed``, ``no_decoder``, ``changed``, ``unreadable``,
-``decoder_crash``, ``decoder_timeout``, ``decoder_memory``. Source of the formats: DICOM PS3.5 8.2, A.4 and annex G;
-ISO/IEC 10918-1, 14495-1, 15444-1.
+Codes of the errors: ``truncated``, ``too_large``, ``decode_failed``, ``no_decoder``, ``changed``, ``unreadable``, of
+pictures ``bad_size``, ``multi_frame`` and ``undecodable``; ``decoder_crash``, ``decoder_timeout``, ``decoder_memory``.
+Source of the formats: DICOM PS3.5 8.2, A.4 and annex G; ISO/IEC 10918-1, 14495-1, 15444-1.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medtl.errors import MedtlError, ScanError, StorageError
+from medtl.scans.pictures import DTYPES, decode_picture
 
 if TYPE_CHECKING:
     from medtl.scans.headers import Header
@@ -661,8 +665,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.dup2(2, 1)  # what a native library prints is no reply
     _write(replies, [-1, "", ""])
     while (request := _read(sys.stdin.buffer)) is not None:
-        _Worker(request, limits, replies).run()
+        if "picture" in request:
+            _serve_picture(sys.stdin.buffer.read(request["picture"]), request["megapixels"], limits, replies)
+        else:
+            _Worker(request, limits, replies).run()
     return 0
+
+
+def _serve_picture(data: bytes, most_megapixels: float, limits: Limits, replies: IO[bytes]) -> None:
+    """Decode one picture; the reply names shape and kind of the values, which follow as they are."""
+    _allow_seconds(limits)
+    try:
+        values = decode_picture(data, most_megapixels)
+    except ScanError as error:
+        return _write(replies, [0, error.code, error.reason])
+    except MemoryError:
+        return _write(replies, [0, "decoder_memory", _FATES["decoder_memory"]])
+    _write(replies, [0, "", "", list(values.shape), values.dtype.str])
+    replies.write(values.data.cast("B"))
+    replies.flush()
+    return None
 
 
 def _allow_seconds(limits: Limits) -> None:
@@ -690,8 +712,10 @@ _MOST_REPLY = 4096  # bytes
 _PATIENCE = 5  # frames of one series that may cost a child before the rest is given up
 _REASON = re.compile(r"[A-Za-z0-9 .,;:()_+=-]{1,300}")
 _CODES = frozenset(
-    ("truncated", "too_large", "decode_failed", "no_decoder", "changed", "unreadable", "decoder_memory", "unwritable")
-)
+    ("truncated", "too_large", "decode_failed", "no_decoder", "changed", "unreadable", "decoder_memory", "unwritable",
+     "bad_size", "multi_frame", "undecodable")
+)  # fmt: skip
+_PICTURES = [*(([], dtype) for dtype in DTYPES), ([3], np.dtype(np.uint8).str)]  # (channels, kind) of values
 _FATES = {
     "decoder_crash": "the decoder crashed on it",
     "decoder_timeout": "the decoder did not finish in time",
@@ -732,8 +756,8 @@ class DecodingProcess:
         if self._reply(time.monotonic() + max(30.0, limits.seconds)) != [-1, "", ""]:
             self.close()
             raise MedtlError(
-                "The process that decodes compressed pixels does not start. Try `python -c 'import imagecodecs'`, and "
-                f"give it more than {limits.memory_bytes >> 20} MiB of address space."
+                "The process that decodes compressed pixels does not start. Try `python -c 'import imagecodecs, PIL'` "
+                f"and give it more than {limits.memory_bytes >> 20} MiB of address space."
             )
 
     def run(self, jobs: Sequence[FrameJob], output: Path) -> tuple[dict[int, ScanError | None], str | None]:
@@ -756,6 +780,28 @@ class DecodingProcess:
                 break
             results[index] = error
         return results, self._fate
+
+    def picture(self, data: bytes, most_megapixels: float) -> tuple[AnyArray | ScanError | None, str | None]:
+        """Decode a PNG, JPEG, TIFF or GIF.
+
+        Returns:
+            Its values or what is wrong with it, ``None`` where there is no answer; and what became of the child, as of
+            :meth:`run`.
+        """
+        text = json.dumps({"picture": len(data), "megapixels": most_megapixels}).encode()
+        if not self._send(struct.pack("<I", len(text)) + text + data):
+            return None, self._fate
+        until = time.monotonic() + self._limits.seconds
+        reply = self._reply(until)
+        if self._fate is not None:
+            return None, self._fate
+        if (found := _described(reply, most_megapixels)) is not None:
+            values = np.empty(*found)
+            return (values if self._fill(values.data.cast("B"), until) else None), self._fate
+        index, error = _understood(reply)
+        if index != 0 or error is None:
+            self._end("decoder_crash")
+        return error if self._fate is None else None, self._fate
 
     @property
     def alive(self) -> bool:
@@ -807,6 +853,24 @@ class DecodingProcess:
             if not more:
                 return self._end(None)
             self._received += more
+
+    def _fill(self, values: memoryview, until: float) -> bool:
+        """Read as many bytes as there is room for; false and a fate where they do not come."""
+        begun = min(len(self._received), len(values))
+        values[:begun] = self._received[:begun]
+        del self._received[:begun]
+        rest, poll = values[begun:], select.poll()
+        poll.register(self._from, select.POLLIN)
+        while rest:
+            if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+                self._end("decoder_timeout")
+                return False
+            done = os.readv(self._from.fileno(), [rest])
+            if not done:
+                self._end(None)
+                return False
+            rest = rest[done:]
+        return True
 
     def _end(self, fate: str | None) -> None:
         """Kill the child and note why; ``None``: it ended by itself, and its signal tells."""
@@ -921,6 +985,41 @@ class DecodingPool:
                 raise StorageError(f"Decoded pixels cannot be written ({error.reason}). Is the disk full?")
         return [results[i] for i in range(len(jobs))]
 
+    def picture(self, data: bytes, most_megapixels: float) -> AnyArray:
+        """Decode a PNG, JPEG, TIFF or GIF. May be called from several threads.
+
+        Args:
+            most_megapixels: a larger picture is refused by what its header says, before anything is allocated.
+
+        Returns:
+            As :func:`medtl.scans.pictures.decode_picture`.
+
+        Raises:
+            ScanError: as there, or ``decoder_crash``, ``decoder_timeout``, ``decoder_memory``.
+            MedtlError: no child can be started.
+        """
+        child = self._idle.get()
+        try:
+            if child is None or not child.alive:
+                child = DecodingProcess(self._limits, self._command)
+            found, fate = child.picture(data, most_megapixels)
+            if fate is not None:
+                child = None
+                raise ScanError(fate, _FATES[fate])
+        except ScanError:
+            raise
+        except BaseException:
+            if child is not None:
+                child.close()
+                child = None
+            raise
+        finally:
+            self._idle.put(child)
+        if isinstance(found, ScanError):
+            raise found
+        assert found is not None
+        return found
+
 
 def _request(jobs: Sequence[FrameJob], output: Path) -> bytes:
     files: dict[tuple[Path, int], int] = {}
@@ -935,6 +1034,16 @@ def _request(jobs: Sequence[FrameJob], output: Path) -> bytes:
         items.append([files[key], job.frame, job.output_offset])
     text = json.dumps({"output": str(output), "files": described, "jobs": items}).encode()
     return struct.pack("<I", len(text)) + text
+
+
+def _described(reply: Any, most_megapixels: float) -> tuple[tuple[int, ...], str] | None:
+    """Take shape and kind of a picture's values from a child's reply, if they can be true."""
+    match reply:
+        case [0, "", "", [int(rows), int(columns), *colours], str(dtype)] if (
+            rows > 0 and columns > 0 and rows * columns <= most_megapixels * 1e6
+        ) and (colours, dtype) in _PICTURES:
+            return (rows, columns, *colours), dtype
+    return None
 
 
 def _understood(reply: Any) -> tuple[int | None, ScanError | None]:

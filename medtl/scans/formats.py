@@ -8,18 +8,15 @@ from __future__ import annotations
 import io
 import zipfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from medtl.config import ScansConfig
 from medtl.errors import ScanError
 from medtl.records import AnyArray
-from medtl.scans.headers import check_size
+from medtl.scans.pictures import check_size
 from medtl.scans.pixels import compact, native
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Kind = Literal["dicom", "picture", "npz", "nifti", "gzip"]
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF87a", b"GIF89a")
@@ -50,36 +47,10 @@ def kind_of(start: bytes) -> Kind | None:
     return None
 
 
-def decode_picture(data: bytes, config: ScansConfig) -> Decoded:
-    """Decode a PNG, JPEG, TIFF or GIF image at its full depth; a palette of greys becomes one channel.
-
-    Raises:
-        ScanError: ``bad_size``, ``too_large``, ``multi_frame`` or ``undecodable``.
-    """
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF", "GIF")) as image:
-        check_size(image.height, image.width, config)
-        if getattr(image, "n_frames", 1) > 1:
-            raise ScanError(
-                "multi_frame", "several pages or frames in one file: which of them is the image is not said"
-            )
-        image.load()
-        upright = ImageOps.exif_transpose(image) or image
-        if upright.mode in ("1", "LA") or (upright.mode == "P" and _is_grey(upright)):
-            upright = upright.convert("L")
-        elif upright.mode not in ("L", "RGB", "F", "I") and not upright.mode.startswith("I;16"):
-            upright = upright.convert("RGB")
-        pixels = np.asarray(upright)
-    pixels = compact(pixels) if pixels.dtype == np.int32 else native(pixels)
+def picture(values: AnyArray) -> Decoded:
+    """Take in what :func:`medtl.scans.pictures.decode_picture` gave."""
+    pixels = compact(values) if values.dtype == np.int32 else native(values)
     return Decoded(pixels, {"source": "image", "bits": 8 if pixels.dtype == np.uint8 else 16})
-
-
-def _is_grey(image: Image.Image) -> bool:
-    """Tell whether every colour that a palette image uses is a grey."""
-    palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    used = palette[np.flatnonzero(image.histogram()[: len(palette)])]
-    return bool((used == used[:, :1]).all())
 
 
 def decode_npz(data: bytes, config: ScansConfig) -> list[Decoded]:
@@ -102,7 +73,7 @@ def decode_npz(data: bytes, config: ScansConfig) -> list[Decoded]:
                 raise ScanError("bad_header", f"{part}_images is not (n, rows, columns) or (n, rows, columns, 1 or 3)")
             if labels is not None and len(labels) != len(images):
                 raise ScanError("bad_header", f"{part}_labels has another length than {part}_images")
-            check_size(images.shape[1], images.shape[2], config)
+            check_size(images.shape[1], images.shape[2], config.max_megapixels)
             for row, image in enumerate(images):
                 label = None if labels is None else tuple(int(v) for v in np.atleast_1d(labels[row]))
                 pixels = native(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)

@@ -20,7 +20,6 @@ from struct import error as struct_error
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from medtl.config import ScansConfig
 from medtl.errors import ScanError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.scans.elements import (
@@ -54,20 +53,6 @@ _TEXT = re.compile(r"[^A-Za-z0-9 ._/()+-]")
 _AGE = re.compile(r"^(\d{3})([DWMY])$")
 _PER_YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}
 OLDEST_YEARS = 90.0  # ages above 89 identify; all of them become 90 (45 CFR 164.514(b)(2))
-
-
-def check_size(rows: int, columns: int, config: ScansConfig) -> None:
-    """Refuse an image whose header asks for nothing, or for too much.
-
-    Raises:
-        ScanError: ``bad_size`` or ``too_large``.
-    """
-    if rows < 1 or columns < 1:
-        raise ScanError("bad_size", f"the header declares {rows} rows and {columns} columns")
-    if rows * columns > config.max_megapixels * 1e6:
-        raise ScanError(
-            "too_large", f"{rows} x {columns} pixels, more than scans.max_megapixels = {config.max_megapixels:g}"
-        )
 
 
 def age_in_years(text: str | None) -> float | None:

@@ -28,7 +28,7 @@ import numpy as np
 
 from medtl.artifacts import storage_errors, write_bytes, write_record
 from medtl.config import ScansConfig
-from medtl.errors import ScanError, StorageError
+from medtl.errors import MedtlError, ScanError, StorageError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.records import AnyArray, Exclusion
 from medtl.scans import decoding, formats, frames, masks, mosaic, nifti
@@ -36,8 +36,9 @@ from medtl.scans.checks import action_of
 from medtl.scans.deidentify import burned_in_risk, deidentified, strip_nifti
 from medtl.scans.formats import Decoded
 from medtl.scans.geometry import Affine, Finding, Volume, untilt
-from medtl.scans.headers import DamagedError, Header, check_size, hush_pydicom, read_header
+from medtl.scans.headers import DamagedError, Header, hush_pydicom, read_header
 from medtl.scans.mosaic import with_tiles
+from medtl.scans.pictures import check_size
 from medtl.scans.pixels import check_pixels, compact, dicom_pixels, nifti_slice
 from medtl.scans.profile import Rules
 from medtl.scans.quarantine import FOLDER, READMITTED, TABLE, Readmission, reasons_table
@@ -493,6 +494,8 @@ class Reader:
 
         Raises:
             ScanError: the pixels cannot be had, or a check of them refuses.
+            StorageError: decoded pixels cannot be written.
+            MedtlError: the decoding process cannot be started. Neither is the file's fault.
         """
         try:
             if verdict.volume is not None:
@@ -507,12 +510,12 @@ class Reader:
                 case "npz":
                     decoded = formats.decode_npz(data, self._config)
                 case _:
-                    decoded = [formats.decode_picture(data, self._config)]
+                    decoded = [formats.picture(self._pool.picture(data, self._config.max_megapixels))]
             return [
                 Decoded(one.pixels, one.fields | {"findings": _codes(verdict.refuse(check_pixels(one.pixels)))})
                 for one in decoded
             ]
-        except (ScanError, MemoryError):
+        except (MedtlError, MemoryError):
             raise
         except RecursionError as error:
             raise ScanError("too_deep", "sequences nested deeper than a header needs") from error
@@ -747,7 +750,7 @@ class Reader:
         """Decode the frames of one object, each an image of its own."""
         header = member.header
         assert header is not None
-        check_size(header.rows, header.columns, self._config)
+        check_size(header.rows, header.columns, self._config.max_megapixels)
         if header.samples not in (1, 3):
             raise ScanError("bad_header", f"{header.samples} samples per pixel; 1 or 3 are known")
         dataset = _dataset(data, syntax=header.transfer_syntax)
@@ -803,7 +806,7 @@ class Reader:
         kind = nibabel.Nifti2Image if start[4:7] in (b"n+2", b"ni2") else nibabel.Nifti1Image
         image = kind.from_bytes(bytes(data))
         rows, columns = ([int(side) for side in image.shape if side != 1] + [1, 1])[:2]
-        check_size(rows, columns, self._config)
+        check_size(rows, columns, self._config.max_megapixels)
         values = np.asarray((nibabel.as_closest_canonical(image) if image.ndim > 2 else image).dataobj)
         pixels = nifti_slice(compact(values))
         codes = _codes(verdict.refuse(check_pixels(pixels)))

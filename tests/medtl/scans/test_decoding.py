@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import os
 import platform
@@ -14,6 +15,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -602,7 +604,11 @@ def decode_frame(codestream, wanted):
         case b"ERROR": raise ValueError("Doe^John")
         case b"SAYS_": raise decoding.ScanError("decode_failed", "the patient's name: <Doe^John>")
     return honest(codestream.removeprefix(b"PRINT").removeprefix(b"LATER"), wanted)
+honest_picture = decoding.decode_picture
+def decode_picture(data, most_megapixels):
+    return decode_frame(data, None) if data[:1].isalpha() else honest_picture(data, most_megapixels)
 decoding.decode_frame = decode_frame
+decoding.decode_picture = decode_picture
 decoding.main()
 """
 
@@ -666,6 +672,128 @@ def test_what_a_decoder_prints_or_says_does_not_get_through(tmp_path: Path) -> N
     assert "Doe" not in str(results[1])
 
 
+# ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+GREY, COLOUR = image("u1"), image("u1", (40, 30, 3))
+
+
+def packed(values: Array | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    (values if isinstance(values, Image.Image) else Image.fromarray(values)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def greys(colour: int = 0) -> Image.Image:
+    """Give a palette image of greys, or with one colour among them."""
+    found = Image.fromarray(GREY).convert("P")
+    palette = [level for level in range(256) for _ in range(3)]
+    palette[3 * int(GREY[0, 0]) + 1] ^= colour
+    found.putpalette(palette)
+    return found
+
+
+def with_colour() -> Array:
+    found = np.stack([GREY] * 3, 2)
+    found[GREY[0, 0] == GREY, 1] ^= 0x40
+    return found
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # to be shown turned to the right
+PICTURES: dict[str, tuple[bytes, Array]] = {
+    "grey": (packed(GREY), GREY),
+    "16 bits": (packed(image("u2")), image("u2")),
+    "colour": (packed(COLOUR), COLOUR),
+    "black and white": (packed(Image.fromarray(GREY > 99)), np.where(GREY > 99, 255, 0).astype("u1")),
+    "grey with alpha": (packed(Image.merge("LA", [Image.fromarray(GREY)] * 2)), GREY),
+    "colour with alpha": (packed(Image.fromarray(COLOUR).convert("RGBA")), COLOUR),
+    "palette of greys": (packed(greys()), GREY),
+    "palette with a colour": (packed(greys(0x40)), with_colour()),
+    "gif": (packed(greys(), "GIF"), GREY),
+    "floating point": (packed(GREY.astype("f4") / 7, "TIFF"), GREY.astype("f4") / 7),
+    "32 bits": (packed(Image.fromarray(GREY.astype("i4") * 999), "TIFF"), GREY.astype("i4") * 999),
+    "compressed tiff": (packed(image("u2"), "TIFF", compression="tiff_lzw"), image("u2")),
+    "turned": (packed(GREY, "PNG", exif=TURNED), np.rot90(GREY, -1)),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_comes_back_as_it_was(name: str, pool: DecodingPool) -> None:
+    data, values = PICTURES[name]
+    found = pool.picture(data, 1.0)
+    assert found.dtype == values.dtype and np.array_equal(found, values)
+
+
+def test_a_jpeg_comes_back_close(pool: DecodingPool) -> None:
+    smooth = np.add.outer(np.arange(90), np.arange(70)).astype("u1")
+    assert np.abs(pool.picture(packed(smooth, "JPEG", quality=95), 1.0).astype(int) - smooth).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (packed(GREY)[:-30], "undecodable"),
+        (packed(COLOUR, "JPEG")[:-200], "undecodable"),
+        (b"GIF89a", "undecodable"),
+        (b"", "undecodable"),
+        (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "undecodable"),  # what is no picture here is not tried
+        (packed(np.zeros((1500, 1500), "u1")), "too_large"),
+        (packed(greys(), "GIF", save_all=True, append_images=[Image.fromarray(COLOUR)]), "multi_frame"),
+        (packed(GREY, "TIFF", save_all=True, append_images=[Image.fromarray(GREY)]), "multi_frame"),
+    ],
+)
+def test_a_picture_that_is_not_one_is_refused(data: bytes, code: str, pool: DecodingPool) -> None:
+    with pytest.raises(ScanError) as caught:
+        pool.picture(data, 2.0)
+    assert caught.value.code == code
+
+
+def test_hundreds_of_mutated_pictures_hurt_nobody(pool: DecodingPool) -> None:
+    chance, seen = random.Random(5), collections.Counter[str]()
+    sources = [data for data, _ in PICTURES.values()] + [packed(COLOUR, "JPEG"), packed(GREY, "JPEG", progressive=True)]
+    for data in sources:
+        for _ in range(30):
+            try:
+                found = pool.picture(mutated(data, chance), 1.0)
+            except ScanError as error:
+                seen[error.code] += 1
+            else:
+                seen["values"] += 1
+                assert found.size <= 3e6
+        assert pool.picture(data, 1.0).size
+    assert seen.total() == 450 and seen["undecodable"] > 100 and seen["values"] > 20
+    assert set(seen) <= {"values", "undecodable", "too_large", "multi_frame", "bad_size", "decoder_memory",
+                         "decoder_crash", "decoder_timeout"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("deed", "code"),
+    [
+        (b"CRASH", "decoder_crash"),
+        (b"EXIT_", "decoder_crash"),
+        (b"SLEEP", "decoder_timeout"),
+        (b"EATER", "decoder_memory"),
+        (b"OOMED", "decoder_memory"),
+        (b"SAYS_", "decode_failed"),
+    ],
+)
+def test_a_decoder_that_misbehaves_costs_one_picture(tmp_path: Path, deed: bytes, code: str) -> None:
+    with hostile(tmp_path, seconds=1.5) as pool:
+        for _ in range(2):
+            assert np.array_equal(pool.picture(packed(GREY), 1.0), GREY)
+            with pytest.raises(ScanError) as caught:
+                pool.picture(deed, 1.0)
+            assert caught.value.code == code and "Doe" not in str(caught.value)
+        assert np.array_equal(pool.picture(packed(GREY), 1.0), GREY)
+
+
+def test_several_threads_get_each_its_own_picture() -> None:
+    pictures = [np.full((30 + n, 20), n, "u1") for n in range(60)]
+    with DecodingPool(2) as pool, ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda values: pool.picture(packed(values), 1.0), pictures))
+    assert all(map(np.array_equal, found, pictures))
+
+
 READY = """
 import os, struct, sys, time
 def say(text):
@@ -695,6 +823,46 @@ def test_a_child_that_lies_is_not_believed(tmp_path: Path, lie: str) -> None:
     program = f"{READY}sys.stdin.buffer.read(4)\n{lie}\ntime.sleep(60)\n"
     with hostile(tmp_path, program, seconds=1.0) as pool:
         assert codes(pool.decode(series.jobs, series.output))[0] in ("decoder_crash", "decoder_timeout")
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        """say(b'[0, "", ""]')""",
+        """say(b'[1, "undecodable", "x"]')""",
+        """say(b'[0, "accept", ""]')""",
+        """say(b'[0, "", "", [2000, 2000], "|u1"]')""",  # more than was allowed
+        """say(b'[0, "", "", [-2, -2], "|u1"]')""",
+        """say(b'[0, "", "", [2, 2, 9], "|u1"]')""",
+        """say(b'[0, "", "", [2, 2, 3], "<f4"]')""",
+        """say(b'[0, "", "", [2], "|u1"]')""",
+        """say(b'[0, "", "", [2, 2], "|O"]')""",
+        """say(b'[0, "", "", [2, 2], "|u1"]'); os.write(1, b"xx")""",  # two values are missing
+        """say(b'[0, "", "", [2, 2], "|u1"]'); os.write(1, b"xx"); os._exit(0)""",
+        """say(b'[0, "", "", [900, 900], "<f4"]'); os._exit(0)""",
+        "os._exit(0)",
+    ],
+)
+def test_a_child_that_lies_of_a_picture_is_not_believed(tmp_path: Path, lie: str) -> None:
+    program = f"{READY}sys.stdin.buffer.read(4)\n{lie}\ntime.sleep(60)\n"
+    with hostile(tmp_path, program, seconds=1.0) as pool, pytest.raises(ScanError) as caught:
+        pool.picture(b"x", 1.0)
+    assert caught.value.code in ("decoder_crash", "decoder_timeout")
+
+
+def test_a_picture_that_nobody_reads_does_not_hold_the_parent(tmp_path: Path) -> None:
+    with hostile(tmp_path, f"{READY}time.sleep(60)\n", seconds=0.5) as pool, pytest.raises(ScanError) as caught:
+        pool.picture(bytes(1 << 20), 1.0)  # more than a pipe holds
+    assert caught.value.code == "decoder_timeout"
+
+
+def test_a_picture_too_large_for_the_child_leaves_the_parent_as_it_was() -> None:
+    large = packed(np.zeros((30_000, 30_000), "u1"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with DecodingPool(limits=Limits(memory_bytes=700 << 20)) as pool, pytest.raises(ScanError) as caught:
+        pool.picture(large, 1000.0)
+    assert caught.value.code == "decoder_memory"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 def test_a_child_that_does_not_listen_does_not_hold_the_parent(tmp_path: Path) -> None:
@@ -731,6 +899,8 @@ def test_a_child_that_does_not_start_is_an_error_of_the_run(tmp_path: Path, comm
     series = Series(tmp_path, format_for(RLE, values), [rle(values)])
     with DecodingPool(command=command) as pool, pytest.raises(MedtlError, match="does not start"):
         pool.decode(series.jobs, series.output)
+    with DecodingPool(command=command) as pool, pytest.raises(MedtlError, match="does not start"):
+        pool.picture(packed(GREY), 1.0)
 
 
 # ── real files ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,8 +8,10 @@ import logging
 import os
 import random
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,11 @@ from pydicom.uid import (
 
 from medtl.artifacts import Store
 from medtl.config import ScansConfig
-from medtl.errors import ConfigError, StorageError
+from medtl.errors import ConfigError, MedtlError, StorageError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.records import Exclusion, Scan
 from medtl.scans import intake, quarantine
+from medtl.scans import io as io_of_scans
 from medtl.scans.intake import ingest, names_of, read_exclusions, read_scans, read_sizes
 from medtl.scans.io import write_readmissions
 from medtl.scans.segments import PixelStore
@@ -683,3 +686,30 @@ def test_whatever_happened_to_a_folder_the_result_is_that_of_a_fresh_ingest(
             ingest(files, QUIET, NAMES, out, Store(workspace))
             results.append((read_scans(out), read_exclusions(out)))
         assert results[0] == results[1]
+
+
+def test_a_picture_is_never_decoded_in_this_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (9, 7), dtype=np.uint8)
+    Image.fromarray(grey).save(folder / "x.png")
+
+    def decoded_here(*_: object, **__: object) -> None:
+        raise AssertionError("Pillow was given a stranger's bytes")
+
+    monkeypatch.setattr(Image, "open", decoded_here)
+    assert np.array_equal(only(folder)[1], grey)
+
+
+@pytest.mark.parametrize("kind", ["png", "dcm"])
+def test_where_no_decoder_starts_the_run_ends_and_no_file_is_blamed(
+    folder: Path, ramp: Array, dicom: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "png":
+        Image.fromarray(ramp.astype(np.uint8)).save(folder / "x.png")
+    else:
+        image = dicom(ramp)
+        image.compress(RLELossless)
+        image.save_as(folder / "x.dcm", enforce_file_format=True)
+    without = partial(io_of_scans.decoding.DecodingPool, command=(sys.executable, "-c", "raise SystemExit(1)"))
+    monkeypatch.setattr(io_of_scans.decoding, "DecodingPool", without)
+    with pytest.raises(MedtlError, match="does not start"):
+        take(folder)
