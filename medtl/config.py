@@ -615,7 +615,7 @@ class ModelConfig(Section):
     scratch: bool = Field(False, description="train the same network without weights too, on the same split or folds")
     scratch_phases: tuple[PhaseConfig, ...] | None = Field(
         None,
-        description="default: as the last listed phase that unfreezes all, else strategy scratch; "
+        description="default: strategy scratch, of a segmentation as the phase that unfreezes all at the highest rate; "
         "at least as many epochs as all phases together",
     )
 

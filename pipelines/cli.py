@@ -224,6 +224,11 @@ def study(
     columns = ("strategy", "patients", "AUROC", "low", "high", "minus scratch", "low", "high", "seconds")
     show_table(summary, json_, "Test part, 95 % intervals over patients", columns, rows)
     if not json_:
+        _warn_of(
+            f"{one['strategy']}, {one['patients']} patients: {caution}"
+            for one in (*summary["strategies"], *summary["curve"])
+            for caution in one["cautions"]
+        )
         print(f"report  {summary['report']}")
 
 
@@ -255,7 +260,7 @@ def crossval(config: ConfigFile, *, set_: Sets = None, json_: Json = False) -> N
     summary = _flow(load(config, set_), "crossval")
     show_table(summary, json_, "Folds, 95 % intervals over patients", _METRIC_COLUMNS, _fold_rows(summary))
     if not json_:
-        _warn_of(summary.get("trainings", {}).get("cautions", ()))
+        _warn_of(summary.get("cautions", ()))
         print(f"report  {summary['report']}")
 
 

@@ -129,7 +129,7 @@ def trial_of(
     comparison = read_comparison(paired.path) if paired is not None else None
     cautions: tuple[str, ...] = ()
     if comparison is not None and reference is not None:
-        cautions = terms([network], [read_checkpoint(reference.checkpoint.path)], comparison).cautions
+        cautions = terms([network], [read_checkpoint(reference.checkpoint.path)], comparison).warnings
     return Trial(
         strategy=strategy,
         patients=patients,

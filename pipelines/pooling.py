@@ -145,6 +145,7 @@ def write_folds(
         figures["difference"] = {design.comparison.metric: asdict(design.comparison.difference)}
         figures["scratch"] = {name: asdict(score) for name, score in design.scratch.metrics.items()}
         figures["trainings"] = design.terms.plain()
+        figures["cautions"] = list(design.terms.warnings)
     folder = Store(config.workspace).workspace / "reports"
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)

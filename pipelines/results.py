@@ -199,7 +199,7 @@ def summarise(
     if scratch is not None and comparison is not None:
         found = read_comparison(comparison.path)
         network, bare = (read_checkpoint(one.checkpoint.path) for one in (trained, scratch))
-        summary["cautions"] = list(terms([network], [bare], found).cautions)
+        summary["cautions"] = list(terms([network], [bare], found).warnings)
         reference, difference = found.reference_score, found.difference
         summary["scratch"] = {found.metric: {"value": reference.value, "low": reference.low, "high": reference.high}}
         summary["difference"] = {

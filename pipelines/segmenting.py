@@ -137,7 +137,7 @@ def from_scratch(config: Config) -> Config:
     """Give the config of the same network without weights."""
     from medtl.model.segmenter import choose
 
-    model = training.scratch_model(config.model)
+    model = training.scratch_model(config.model, masks=True)
     named = model.segmenter.model_copy(update={"network": choose(config.model)})  # not what "auto" is without weights
     return config.model_copy(update={"model": model.model_copy(update={"segmenter": named})})
 
@@ -592,6 +592,7 @@ def report_masks(
         **steps.shown_by(config, prepared, facts),
         "test": segmented.test.digest,
         "comparison": comparison.digest if comparison else None,
+        "scratch": scratch.checkpoint.digest if scratch else None,
         "growth": segmented.growth.digest if segmented.growth else None,
         "viewer": viewer_digest() if material.plan.axis is not None else None,
     }

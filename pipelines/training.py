@@ -263,23 +263,24 @@ def vault_folder(config: Config) -> Path:
     return config.model.vault or config.workspace / "weights"
 
 
-def scratch_model(model: ModelConfig) -> ModelConfig:
+def scratch_model(model: ModelConfig, masks: bool = False) -> ModelConfig:
     """Give the same network without weights: everything unfrozen, at least as many epochs as all phases together.
 
-    Where the config lists phases of its own, it learns as the last of them that unfreezes everything does: at another
-    rate or with another loss the difference would not be that of the weights.
+    A diagnosis learns by the strategy ``scratch``, which docs/results.md measures. A segmentation, most of which starts
+    at random with weights too, learns as that phase which unfreezes all at the highest rate: at another rate or with
+    another loss the difference would not be that of the weights.
     """
     from medtl.config import STRATEGIES
 
-    epochs = sum(phase.epochs for phase in model.schedule)
     (plain,) = STRATEGIES["scratch"]
-    everything = [phase for phase in model.schedule if phase.unfreeze == "all"]
-    if everything and not isinstance(model.phases, str):
-        own = {"name": plain.name, "decay": plain.decay, "batchnorm": plain.batchnorm, "l2_sp": 0.0, "epochs": epochs}
-        alike = everything[-1].model_copy(update=own)
-    else:
-        alike = plain.model_copy(update={"epochs": max(plain.epochs, epochs)})
-    return model.model_copy(update={"weights": "none", "phases": model.scratch_phases or (alike,)})
+    epochs = max(plain.epochs, sum(phase.epochs for phase in model.schedule))
+    alike, everything = plain, [phase for phase in model.schedule if phase.unfreeze == "all"]
+    if masks and everything:
+        like = max(everything, key=lambda phase: phase.lr)
+        own = {"name": plain.name, "decay": plain.decay, "batchnorm": plain.batchnorm, "l2_sp": 0.0, "patience": None}
+        alike = like.model_copy(update={**own, "lr": max(like.lr, plain.lr)})
+    default = (alike.model_copy(update={"epochs": epochs}),)
+    return model.model_copy(update={"weights": "none", "phases": model.scratch_phases or default})
 
 
 def _in_processes(job: Job, folder: Path) -> None:

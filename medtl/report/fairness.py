@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from itertools import pairwise
+from statistics import fmean, median
 from typing import Any
 
 import matplotlib
@@ -22,24 +23,34 @@ from medtl.report.figures import COLOURS, STYLE, as_svg
 from medtl.report.tables import Table
 from medtl.report.words import DASH, metric_name, number, verdict
 
-_TAIL = 5  # the last epochs are a fifth of all
-_RATIO = 3.0  # of two learning rates, from which they are called different
-_LEAST = 0.005  # gain on validation that is more than the noise of an epoch
-_SHARE = 0.25  # of the difference on test, from which the loser's gain in its last epochs counts
-_FALL = 0.05  # from the best epoch to the last ones
+# Conventions, all of them.
+_LAST = 0.2  # share of the epochs that are called the last ones
+_RATIO = 3.0  # from which a learning rate is called another one
+_SHORTER = 0.8  # share of the other's epochs, below which a training is called shorter
+_LEAST = 0.005  # rise on validation that could matter
+_SHARE = 0.25  # of the difference on test, from which the loser's rise counts
+_FALL = 0.05  # below the best epochs
+_ERRORS = {"rise": 3.0, "fall": 5.0}  # standard errors that must be exceeded; a collapse is nothing subtle
+_NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
+_NOTHING = "Nothing was transferred: the network that is compared started from random weights too."
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How a network was trained, or the mean of how several were on folds; ``None`` where it cannot be told."""
+    """How a network was trained, or how several were on folds; ``None`` where it cannot be told.
+
+    The last epochs are the last fifth; what is compared with them are means over as many, so that no single lucky epoch
+    counts, and the error of their difference, from the scatter of epoch to epoch, tells chance from change.
+    """
 
     parameters: int
-    epochs: float
-    rate: float | None  # highest, of the last phase in which all of it learned
+    epochs: float  # mean
+    rate: float | None  # highest, of the phases in which all of it learned
     metric: str  # on validation
-    best: float | None
-    gain: float | None  # of the best value in the last fifth of the epochs over the best one before
-    fall: float | None  # from the best value to the best one in the last fifth
+    best: float | None  # mean over the networks that know it
+    rise: float | None  # mean: from the fourth fifth of the epochs to the last
+    rise_error: float | None  # ``None`` where a fifth has but one value
+    fallen: tuple[float, ...]  # of each network that fell back: from its best epochs to the last ones
     courses: tuple[tuple[tuple[int, float], ...], ...]  # of each network: epoch, and the metric on validation
 
 
@@ -49,17 +60,24 @@ class Terms:
 
     transfer: Training
     scratch: Training
+    transferred: bool
     cautions: tuple[str, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The cautions, or that nothing was transferred, where no sentence beside them says so."""
+        return self.cautions if self.transferred else (_NOTHING,)
 
     def table(self) -> Table:
         """Tabulate both trainings side by side."""
         sides = (self.transfer, self.scratch)
+        name = metric_name(sides[0].metric)
         rows = (
             ("Parameters", *(f"{one.parameters:,}" for one in sides)),
             ("Epochs", *(f"{one.epochs:g}" for one in sides)),
             ("Highest learning rate where all of it learned", *(_rate(one.rate) for one in sides)),
-            (f"Best {metric_name(sides[0].metric)} on validation", *(number(one.best) for one in sides)),
-            ("Gained in the last fifth of the epochs", *(number(one.gain) for one in sides)),
+            (f"Best {name} on validation", *(_best(one) for one in sides)),
+            ("Its rise in the last fifth of the epochs", *(number(one.rise) for one in sides)),
         )
         return Table("How both were trained", ("What", "With transfer", "From scratch"), rows, frozenset({1, 2}))
 
@@ -83,24 +101,24 @@ def terms(transfer: Sequence[Checkpoint], scratch: Sequence[Checkpoint], compari
     """
     one, other = _training(transfer), _training(scratch)
     if all(checkpoint.weights.share == 0 for checkpoint in transfer):
-        return Terms(one, other, ())  # the page says that nothing was transferred
+        return Terms(one, other, False, ())
     found = (_rates(one, other), _lengths(one, other), _unfinished(one, other, comparison), _collapse(other),
              _chance(comparison))  # fmt: skip
-    return Terms(one, other, tuple(caution for caution in found if caution))
+    return Terms(one, other, True, tuple(caution for caution in found if caution))
 
 
 def curves(both: Terms) -> str | None:
-    """Draw what validation showed of both over the epochs, a line for each network; ``None`` where one has none."""
+    """Draw what validation showed of both over the epochs, a line for each network; ``None`` where a side has none."""
     sides = ((both.transfer, "with transfer", COLOURS[0], "-"), (both.scratch, "from scratch", COLOURS[1], "--"))
-    if any(len(course) < 2 for one, *_ in sides for course in one.courses):
+    lines = [[course for course in one.courses if len(course) > 1] for one, *_ in sides]
+    if not all(lines):
         return None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 2.9), layout="constrained")
         axes: Any = figure.subplots()
-        for one, name, colour, style in sides:
-            for number, course in enumerate(one.courses):
-                epochs, values = zip(*course, strict=True)
-                axes.plot(epochs, values, style, color=colour, lw=1.4, label=name if number == 0 else None)
+        for courses, (_, name, colour, style) in zip(lines, sides, strict=True):
+            for place, course in enumerate(courses):
+                axes.plot(*zip(*course, strict=True), style, color=colour, lw=1.4, label=None if place else name)
         axes.set(xlabel="Epoch", ylabel=f"{metric_name(both.scratch.metric)} on validation")
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.legend(loc="lower right")
@@ -109,18 +127,49 @@ def curves(both: Terms) -> str | None:
 
 def _training(checkpoints: Sequence[Checkpoint]) -> Training:
     first, courses = checkpoints[0], tuple(_course(checkpoint) for checkpoint in checkpoints)
-    ends = [found for course in courses if (found := _ends([value for _, value in course])) is not None]
-    everything = [phase for phase in first.phases if not phase.frozen and phase.head == "gradient"]
+    rates = [rate for phase in first.phases if not phase.frozen and phase.head == "gradient"
+             for rate in phase.learning_rates.values()]  # fmt: skip
+    changes = [
+        _changes(course, len(checkpoint.history)) for course, checkpoint in zip(courses, checkpoints, strict=True)
+    ]
+    rises = [change.rise for change in changes if change.rise is not None]
+    errors = [change.error for change in changes if change.rise is not None and change.several]
     return Training(
         parameters=first.parameters,
         epochs=fmean(len(one.history) for one in checkpoints),
-        rate=max(everything[-1].learning_rates.values(), default=None) if everything else None,
+        rate=max(rates, default=None),
         metric="dice" if first.head == "mask" else "auroc",
         best=_mean([max(value for _, value in course) for course in courses if course]),
-        gain=_mean([max(0.0, late - early) for early, late in ends]),
-        fall=_mean([max(0.0, early - late) for early, late in ends]),
+        rise=_mean(rises),
+        rise_error=math.hypot(*errors) / len(errors) if errors and len(errors) == len(rises) else None,
+        fallen=tuple(change.fall for change in changes if change.fall > max(_FALL, _ERRORS["fall"] * change.error)),
         courses=courses,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    rise: float | None  # ``None``: too few epochs before the last ones
+    fall: float
+    error: float  # standard error of either
+    several: bool  # values in either of the last fifths
+
+
+def _changes(course: Sequence[tuple[int, float]], epochs: int) -> _Change:
+    """Tell how the last fifth of a training went, of however many of its epochs were validated."""
+    values = [value for _, value in course]
+    last = sum(epoch > (1 - _LAST) * epochs for epoch, _ in course)
+    if len(values) < 5 or not last:
+        return _Change(None, 0.0, 0.0, several=False)
+    before = [value for epoch, value in course if (1 - 2 * _LAST) * epochs < epoch <= (1 - _LAST) * epochs]
+    means = [fmean(values[start : start + last]) for start in range(len(values) - last + 1)]
+    settled = values[len(values) // 3 :]  # the first epochs learn most: their steps are no scatter
+    steps = [later - earlier for earlier, later in pairwise(settled)]
+    scatter = _NORMAL * median(abs(step - median(steps)) for step in steps) / math.sqrt(2)
+    fewest = min(len(before), last)
+    error = scatter * math.sqrt(2 / max(fewest, 1))
+    rise = means[-1] - fmean(before) if before else None
+    return _Change(rise, max(means) - means[-1], error, several=fewest > 1)
 
 
 def _course(checkpoint: Checkpoint) -> tuple[tuple[int, float], ...]:
@@ -132,33 +181,22 @@ def _course(checkpoint: Checkpoint) -> tuple[tuple[int, float], ...]:
     return tuple((number, value) for number, value in found if value is not None and math.isfinite(value))
 
 
-def _ends(course: Sequence[float]) -> tuple[float, float] | None:
-    """Give the best value before the last fifth and the best one in it; none of few epochs."""
-    if len(course) < _TAIL:
-        return None
-    tail = max(1, round(len(course) / _TAIL))
-    return max(course[:-tail]), max(course[-tail:])
-
-
 def _rates(transfer: Training, scratch: Training) -> str:
-    if transfer.rate is None or scratch.rate is None:
-        return ""
-    high, low = max(transfer.rate, scratch.rate), min(transfer.rate, scratch.rate)
-    if high < _RATIO * low:
+    if transfer.rate is None or scratch.rate is None or transfer.rate < _RATIO * scratch.rate:
         return ""
     return (
         f"From scratch learned at a rate of {scratch.rate:.2g}, with transfer at {transfer.rate:.2g} where all of it "
-        "learned. Part of the difference may be the rate's: set model.scratch_phases alike, or find a rate for each by "
+        "learned. Part of the difference may be the rate's: set model.scratch_phases alike, or find a rate for it by "
         "medtl lr-find."
     )
 
 
 def _lengths(transfer: Training, scratch: Training) -> str:
-    if scratch.epochs >= transfer.epochs:
+    if scratch.epochs >= _SHORTER * transfer.epochs:
         return ""
     return (
-        f"From scratch was trained for {_counted(scratch.epochs)}, with transfer for {transfer.epochs:g}. "
-        "Give model.scratch_phases as many."
+        f"From scratch learned for {_counted(scratch.epochs)}, with transfer for {transfer.epochs:g}. Unless its "
+        "patience ended it, give model.scratch_phases as many."
     )
 
 
@@ -169,21 +207,22 @@ def _unfinished(transfer: Training, scratch: Training, comparison: Comparison | 
         return ""
     name, loser = ("From scratch", scratch) if won == "helped" else ("With transfer", transfer)
     least = max(_LEAST, _SHARE * abs(comparison.difference.value)) if comparison.metric == loser.metric else _LEAST
-    if loser.gain is None or loser.gain < least:
+    if loser.rise is None or loser.rise_error is None or loser.rise < max(least, _ERRORS["rise"] * loser.rise_error):
         return ""
     return (
-        f"{name} was still improving when it stopped: {number(loser.gain)} of {metric_name(loser.metric)} on "
+        f"{name} was still improving when it stopped: by {number(loser.rise)} of {metric_name(loser.metric)} on "
         "validation in the last fifth of its epochs. More epochs may take away part of the difference."
     )
 
 
 def _collapse(scratch: Training) -> str:
-    if scratch.best is None or scratch.fall is None or scratch.fall < _FALL:
+    if not scratch.fallen:
         return ""
+    of = f" in {len(scratch.fallen)} of {len(scratch.courses)} folds" if len(scratch.courses) > 1 else ""
     return (
-        f"From scratch fell back: the best {metric_name(scratch.metric)} of its last epochs on validation is "
-        f"{number(scratch.fall)} below its best, {number(scratch.best)}. A reference that collapses makes the other "
-        "side look better than it is; try a lower rate in model.scratch_phases."
+        f"From scratch fell back{of}: in its last epochs the {metric_name(scratch.metric)} on validation is "
+        f"{number(max(scratch.fallen))} below that of its best. A reference that collapses makes the other side look "
+        "better than it is; try a lower rate in model.scratch_phases."
     )
 
 
@@ -206,6 +245,11 @@ def _counted(epochs: float) -> str:
 
 def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
+
+
+def _best(one: Training) -> str:
+    known = sum(bool(course) for course in one.courses)
+    return number(one.best) + (f" (of {known} of {len(one.courses)} folds)" if 0 < known < len(one.courses) else "")
 
 
 def _rate(rate: float | None) -> str:

@@ -28,7 +28,7 @@ def render(title: str, trials: Sequence[Trial], curve: Sequence[Trial], facts: M
         title=title,
         facts=facts,
         verdict=verdict(trials),
-        cautions=cautions(trials),
+        cautions={"strategies": cautions(trials), "curve": cautions(curve, sizes=True)},
         strategies=_table("Strategies on the test part", trials, curve=False),
         points=_table("Fewer training patients", curve, curve=True),
         parts=_parts(facts),
@@ -63,13 +63,17 @@ def verdict(trials: Sequence[Trial]) -> str:
     return " ".join(said)
 
 
-def cautions(trials: Sequence[Trial]) -> tuple[str, ...]:
-    """List what to know before believing the differences to the network from scratch, each with whose they are."""
+def cautions(trials: Sequence[Trial], sizes: bool = False) -> tuple[str, ...]:
+    """List what to know before believing the differences to the network from scratch, each with whose they are.
+
+    Args:
+        sizes: name the number of patients too.
+    """
     found: dict[str, list[str]] = {}
     for trial in trials:
         for caution in trial.cautions:
-            found.setdefault(caution, []).append(trial.strategy)
-    return tuple(f"{caution} ({', '.join(names)})" for caution, names in found.items())
+            found.setdefault(caution, []).append(f"{trial.strategy}, {trial.patients:,}" if sizes else trial.strategy)
+    return tuple(f"{caution} ({'; '.join(names)})" for caution, names in found.items())
 
 
 def forest(trials: Sequence[Trial]) -> str | None:

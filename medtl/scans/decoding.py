@@ -36,7 +36,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -666,25 +666,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _write(replies, [-1, "", ""])
     while (request := _read(sys.stdin.buffer)) is not None:
         if "picture" in request:
-            _serve_picture(sys.stdin.buffer.read(request["picture"]), request["megapixels"], limits, replies)
+            _serve_picture(request, limits, replies)
         else:
             _Worker(request, limits, replies).run()
     return 0
 
 
-def _serve_picture(data: bytes, most_megapixels: float, limits: Limits, replies: IO[bytes]) -> None:
+def _serve_picture(request: Mapping[str, Any], limits: Limits, replies: IO[bytes]) -> None:
     """Decode one picture; the reply names shape and kind of the values, which follow as they are."""
     _allow_seconds(limits)
     try:
-        values = decode_picture(data, most_megapixels)
+        values = decode_picture(sys.stdin.buffer.read(request["picture"]), request["megapixels"])
     except ScanError as error:
-        return _write(replies, [0, error.code, error.reason])
+        _write(replies, [0, error.code, error.reason])
     except MemoryError:
-        return _write(replies, [0, "decoder_memory", _FATES["decoder_memory"]])
-    _write(replies, [0, "", "", list(values.shape), values.dtype.str])
-    replies.write(values.data.cast("B"))
-    replies.flush()
-    return None
+        _write(replies, [0, "decoder_memory", _FATES["decoder_memory"]])
+    else:
+        _write(replies, [0, "", "", list(values.shape), values.dtype.str])
+        replies.write(values.data.cast("B"))
+        replies.flush()
 
 
 def _allow_seconds(limits: Limits) -> None:
@@ -712,9 +712,9 @@ _MOST_REPLY = 4096  # bytes
 _PATIENCE = 5  # frames of one series that may cost a child before the rest is given up
 _REASON = re.compile(r"[A-Za-z0-9 .,;:()_+=-]{1,300}")
 _CODES = frozenset(
-    ("truncated", "too_large", "decode_failed", "no_decoder", "changed", "unreadable", "decoder_memory", "unwritable",
-     "bad_size", "multi_frame", "undecodable")
-)  # fmt: skip
+    ("truncated", "too_large", "decode_failed", "no_decoder", "changed", "unreadable", "decoder_memory", "unwritable")
+)
+_OF_PICTURES = frozenset(("bad_size", "too_large", "multi_frame", "undecodable", "decoder_memory"))
 _PICTURES = [*(([], dtype) for dtype in DTYPES), ([3], np.dtype(np.uint8).str)]  # (channels, kind) of values
 _FATES = {
     "decoder_crash": "the decoder crashed on it",
@@ -739,15 +739,21 @@ class DecodingProcess:
         self._limits = limits
         ours = (sys.executable, "-P", "-m", "medtl.scans.decoding")
         arguments = (str(limits.memory_bytes), str(limits.seconds), str(limits.threads))
-        self._child = subprocess.Popen(  # noqa: S603 - our own module, or what a test puts in its place
-            (*(command or ours), *arguments),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_bare_environment(),
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-        )
+        try:
+            self._child = subprocess.Popen(  # noqa: S603 - our own module, or what a test puts in its place
+                (*(command or ours), *arguments),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=_bare_environment(),
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+            )
+        except OSError as error:  # no more processes, files or memory: no scan's fault
+            raise MedtlError(
+                f"The process that decodes compressed pixels does not start ({error.strerror}). Let this user have "
+                "more processes and open files (ulimit -u, ulimit -n), or give scans.workers a smaller number."
+            ) from error
         assert self._child.stdin is not None and self._child.stdout is not None
         self._to, self._from = self._child.stdin, self._child.stdout
         os.set_blocking(self._to.fileno(), False)
@@ -789,7 +795,7 @@ class DecodingProcess:
             :meth:`run`.
         """
         text = json.dumps({"picture": len(data), "megapixels": most_megapixels}).encode()
-        if not self._send(struct.pack("<I", len(text)) + text + data):
+        if not self._send(struct.pack("<I", len(text)) + text) or not self._send(data):
             return None, self._fate
         until = time.monotonic() + self._limits.seconds
         reply = self._reply(until)
@@ -798,9 +804,11 @@ class DecodingProcess:
         if (found := _described(reply, most_megapixels)) is not None:
             values = np.empty(*found)
             return (values if self._fill(values.data.cast("B"), until) else None), self._fate
-        index, error = _understood(reply)
+        index, error = _understood(reply, _OF_PICTURES)
         if index != 0 or error is None:
             self._end("decoder_crash")
+        elif error.code == "decoder_memory":
+            self._end(error.code)  # who knows whether it read the whole request
         return error if self._fate is None else None, self._fate
 
     @property
@@ -1046,12 +1054,12 @@ def _described(reply: Any, most_megapixels: float) -> tuple[tuple[int, ...], str
     return None
 
 
-def _understood(reply: Any) -> tuple[int | None, ScanError | None]:
+def _understood(reply: Any, codes: Set[str] = _CODES) -> tuple[int | None, ScanError | None]:
     """Take from a child's reply what can be true."""
     match reply:
         case [int(index), "", ""]:
             return index, None
-        case [int(index), str(code), str(reason)] if code in _CODES:
+        case [int(index), str(code), str(reason)] if code in codes:
             return index, ScanError(code, reason if _REASON.fullmatch(reason) else "the decoder gives no clear reason")
     return None, None
 

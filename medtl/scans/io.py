@@ -722,7 +722,9 @@ class Reader:
                     yield number, _frame_of(data, header, frame) if direct else _unpacked(dataset, header, frame)
         if not packed:
             return
-        with tempfile.TemporaryDirectory(prefix="medtl-") as name:
+        with storage_errors(Path(tempfile.gettempdir(), "medtl")):
+            made = tempfile.TemporaryDirectory(prefix="medtl-")
+        with made as name:
             folder = Path(name)
             jobs, size, paths = [], 0, dict[tuple[Path, str | None], Path]()
             for number in packed:
@@ -734,7 +736,7 @@ class Reader:
                 jobs.append(_job(file, paths[key], header, frame, kind, size))
                 size += kind.nbytes
             output = folder / "pixels"
-            with output.open("xb") as stream:
+            with storage_errors(output), output.open("xb") as stream:
                 stream.truncate(size)
             for error in self._pool.decode(jobs, output):
                 if error is not None:
@@ -895,8 +897,9 @@ def _on_disk(file: SourceFile, folder: Path, number: int) -> Path:
     """Give a path that the decoding process can open; a member of an archive is copied under a name of ours."""
     if file.member is None:
         return file.path
-    path = folder / f"member{number}"
-    path.write_bytes(read_bytes(file))
+    path, data = folder / f"member{number}", read_bytes(file)
+    with storage_errors(path):
+        path.write_bytes(data)
     return path
 
 

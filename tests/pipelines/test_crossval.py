@@ -68,6 +68,7 @@ def test_sites_are_left_out_one_at_a_time(config_file: Path, tmp_path: Path) -> 
     page = Path(found["report"]).read_text()
     assert "Leave one site out" in page and "weights: none" in page
     assert "Transfer or scratch" in page and "says nothing about transfer" in page
+    assert ["Nothing was transferred" in one for one in found["cautions"]] == [True]
     opened = [
         e["details"]["purpose"] for e in AuditLog(tmp_path / "workspace").events() if e["action"] == "test.opened"
     ]

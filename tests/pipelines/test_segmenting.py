@@ -194,14 +194,19 @@ def test_folds_stand_beside_the_same_network_without_weights(finished: tuple[Pat
     state = transferable(state, grid, config.model, "dynunet")
     Vault(vault_folder(config)).add("balls", "dynunet", state, "a run on the same patients", layout="medtl")
     once = "[{name: all, unfreeze: all, epochs: 1, lr: 3.0e-3, decay: 1.0, batchnorm: with_stage}]"
-    settings = ("model.weights=vault:balls", "model.scratch=true", f"model.phases={once}")
+    settings = (
+        "model.weights=vault:balls",
+        "model.scratch=true",
+        f"model.phases={once}",
+        f"model.scratch_phases={once}",
+    )
     told = medtl("crossval", folder / "balls.yaml", *(part for one in settings for part in ("--set", one)))
     assert told["scratch"].keys() == told["metrics"].keys() > {"dice", "nsd"}
     apart = told["metrics"]["dice"]["value"] - told["scratch"]["dice"]["value"]
     assert told["difference"]["dice"]["value"] == pytest.approx(apart) and told["difference"]["dice"]["low"] > 0
     page, both = Path(told["report"]).read_text(), told["trainings"]
     assert "Transfer or scratch" in page and "hollow" in page and "How both were trained" in page
-    assert both["transfer"]["rate"] == both["scratch"]["rate"] == pytest.approx(3e-3)  # as the listed phase
+    assert both["transfer"]["rate"] == both["scratch"]["rate"] == pytest.approx(3e-3)
     assert both["transfer"]["epochs"] == both["scratch"]["epochs"] == 1 and both["cautions"] == []
     assert [len(side["courses"]) for side in (both["transfer"], both["scratch"])] == [len(told["folds"])] * 2
 

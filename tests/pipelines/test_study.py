@@ -115,12 +115,15 @@ def test_what_holds_for_several_strategies_is_said_once_with_their_names() -> No
     both, one = "From scratch fell back.", "From scratch was trained for one epoch."
     trials = [replace(trial("staged", 0.02, 0.2), cautions=(both, one)), trial("probe", 0.02, 0.2),
               replace(trial("full", 0.02, 0.2), cautions=(both,))]  # fmt: skip
-    assert cautions(trials) == (f"{both} (staged, full)", f"{one} (staged)")
+    assert cautions(trials) == (f"{both} (staged; full)", f"{one} (staged)")
+    assert cautions(trials[:1], sizes=True) == (f"{both} (staged, 40)", f"{one} (staged, 40)")
     parts = {part: {"studies": 9, "patients": 5} for part in ("train", "val", "test")}
     facts = {"backbone": "resnet18", "weights": "w", "parts": parts, "limits": [], "test_openings": 1}
-    page = render("A study", trials, [], facts | {"patients_known": True})
+    curve = [replace(trial("staged", 0.02, 0.2, n), cautions=(one,)) for n in (10, 40)]
+    page = render("A study", trials, curve, facts | {"patients_known": True})
+    assert f"{one} (staged, 10; staged, 40)" in page.split("How much data")[1]
     assert page.index("Better than from scratch") < page.index("Before you believe it") < page.index("<table")
-    assert page.count("Before you believe it") == 2
+    assert page.count("Before you believe it") == 3
 
 
 def test_every_line_of_a_learning_curve_has_its_strategys_name() -> None:
@@ -159,8 +162,8 @@ def test_a_study_trains_measures_and_counts_every_look(config_file: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert [t["strategy"] for t in found["strategies"]] == ["config", "scratch"]
-    (caution,) = (one for one in found["strategies"][0]["cautions"] if "was trained for" in one)
-    assert "for one epoch, with transfer for 3" in caution and caution in Path(found["report"]).read_text()
+    (caution,) = (one for one in found["strategies"][0]["cautions"] if "learned for" in one)
+    assert "for one epoch, with transfer for 3." in caution and caution in Path(found["report"]).read_text()
     assert found["strategies"][1]["cautions"] == []
     assert found["strategies"][0]["difference"]["metric"] == "auroc difference"
     assert found["curve"][0]["patients"] == 6 and Path(found["report"]).is_file()

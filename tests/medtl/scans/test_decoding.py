@@ -606,6 +606,8 @@ def decode_frame(codestream, wanted):
     return honest(codestream.removeprefix(b"PRINT").removeprefix(b"LATER"), wanted)
 honest_picture = decoding.decode_picture
 def decode_picture(data, most_megapixels):
+    if data == b"WORDS":
+        raise decoding.ScanError("undecodable", "the patient's name: <Doe^John>")
     return decode_frame(data, None) if data[:1].isalpha() else honest_picture(data, most_megapixels)
 decoding.decode_frame = decode_frame
 decoding.decode_picture = decode_picture
@@ -774,7 +776,8 @@ def test_hundreds_of_mutated_pictures_hurt_nobody(pool: DecodingPool) -> None:
         (b"SLEEP", "decoder_timeout"),
         (b"EATER", "decoder_memory"),
         (b"OOMED", "decoder_memory"),
-        (b"SAYS_", "decode_failed"),
+        (b"WORDS", "undecodable"),
+        (b"SAYS_", "decoder_crash"),  # no code of a picture
     ],
 )
 def test_a_decoder_that_misbehaves_costs_one_picture(tmp_path: Path, deed: bytes, code: str) -> None:
@@ -831,6 +834,8 @@ def test_a_child_that_lies_is_not_believed(tmp_path: Path, lie: str) -> None:
         """say(b'[0, "", ""]')""",
         """say(b'[1, "undecodable", "x"]')""",
         """say(b'[0, "accept", ""]')""",
+        """say(b'[0, "unwritable", "x"]')""",
+        """say(b'[0, "changed", "x"]')""",
         """say(b'[0, "", "", [2000, 2000], "|u1"]')""",  # more than was allowed
         """say(b'[0, "", "", [-2, -2], "|u1"]')""",
         """say(b'[0, "", "", [2, 2, 9], "|u1"]')""",
@@ -893,7 +898,10 @@ def test_a_child_inherits_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert codes(pool.decode(series.jobs, series.output)) == [None]
 
 
-@pytest.mark.parametrize("command", [(sys.executable, "-c", "raise SystemExit(1)"), (sys.executable, "-c", "print(1)")])
+@pytest.mark.parametrize(
+    "command",
+    [(sys.executable, "-c", "raise SystemExit(1)"), (sys.executable, "-c", "print(1)"), ("/nonexistent/python",)],
+)
 def test_a_child_that_does_not_start_is_an_error_of_the_run(tmp_path: Path, command: tuple[str, ...]) -> None:
     values = image("u2")
     series = Series(tmp_path, format_for(RLE, values), [rle(values)])

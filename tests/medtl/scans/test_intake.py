@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import logging
@@ -699,9 +700,10 @@ def test_a_picture_is_never_decoded_in_this_process(folder: Path, monkeypatch: p
     assert np.array_equal(only(folder)[1], grey)
 
 
+@pytest.mark.parametrize("command", [(sys.executable, "-c", "raise SystemExit(1)"), ("/nonexistent/python",)])
 @pytest.mark.parametrize("kind", ["png", "dcm"])
 def test_where_no_decoder_starts_the_run_ends_and_no_file_is_blamed(
-    folder: Path, ramp: Array, dicom: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, ramp: Array, dicom: Any, kind: str, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind == "png":
         Image.fromarray(ramp.astype(np.uint8)).save(folder / "x.png")
@@ -709,7 +711,31 @@ def test_where_no_decoder_starts_the_run_ends_and_no_file_is_blamed(
         image = dicom(ramp)
         image.compress(RLELossless)
         image.save_as(folder / "x.dcm", enforce_file_format=True)
-    without = partial(io_of_scans.decoding.DecodingPool, command=(sys.executable, "-c", "raise SystemExit(1)"))
+    without = partial(io_of_scans.decoding.DecodingPool, command=command)
     monkeypatch.setattr(io_of_scans.decoding, "DecodingPool", without)
     with pytest.raises(MedtlError, match="does not start"):
+        take(folder)
+
+
+@pytest.mark.parametrize("fault", ["folder", "member"])
+def test_a_full_temporary_disk_ends_the_run_and_blames_no_file(
+    folder: Path, ramp: Array, dicom: Any, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, stream = dicom(ramp), io.BytesIO()
+    image.compress(RLELossless)
+    image.save_as(stream, enforce_file_format=True)
+    with zipfile.ZipFile(folder / "x.zip", "w") as archive:
+        archive.writestr("x.dcm", stream.getvalue())
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if fault == "folder":
+        monkeypatch.setattr(io_of_scans.tempfile, "TemporaryDirectory", full)
+    else:
+        write = Path.write_bytes
+        monkeypatch.setattr(
+            Path, "write_bytes", lambda path, data: (full if "medtl-" in str(path) else write)(path, data)
+        )
+    with pytest.raises(StorageError, match="disk is full"):
         take(folder)
