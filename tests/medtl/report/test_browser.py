@@ -99,7 +99,7 @@ def test_every_picture_is_drawn_and_every_heading_can_be_reached(browser, report
     browser.open(report, DESKTOP)
     assert browser.ask("[...document.images].every(i => i.complete && i.naturalWidth > 100)")
     kinds = browser.ask("[...document.images].map(i => i.src.split(',')[0])")
-    assert Counter(kinds) == {DRAWN: 10, THUMBNAIL: 8}
+    assert Counter(kinds) == {DRAWN: 11, THUMBNAIL: 8}
     links = "[...document.querySelectorAll('a[href^=\"#\"]')]"
     assert browser.ask(f"{links}.filter(a => !document.getElementById(a.hash.slice(1))).length") == 0
 
