@@ -934,14 +934,8 @@ class DecodingPool:
         threading.Thread(target=self._start, name="medtl-decoder", daemon=True).start()
 
     def _start(self) -> None:
-        child = self._idle.get()
-        try:
-            if child is None or not child.alive:
-                child = DecodingProcess(self._limits, self._command)
-        except (MedtlError, OSError):  # said when it is wanted
-            child = None
-        finally:
-            self._idle.put(child)
+        with contextlib.suppress(MedtlError, OSError), self._lent() as child:  # said when it is wanted
+            child()
 
     def decode(self, jobs: Sequence[FrameJob], output: Path) -> list[ScanError | None]:
         """Decode the frames of one series into the output file. May be called from several threads.
@@ -958,17 +952,13 @@ class DecodingPool:
         """
         results: dict[int, ScanError | None] = {}
         batches, lost = deque([list(range(len(jobs)))] if jobs else []), 0
-        child = self._idle.get()
-        try:
+        with self._lent() as child:
             while batches:
                 batch = batches.popleft()
-                if child is None or not child.alive:  # it may have been killed while it waited
-                    child = DecodingProcess(self._limits, self._command)
-                answers, fate = child.run([jobs[i] for i in batch], output)
+                answers, fate = child().run([jobs[i] for i in batch], output)
                 results.update({batch[i]: error for i, error in answers.items()})
                 if fate is None:
                     continue
-                child = None
                 rest = [i for i in batch if i not in results]
                 if len(batch) == 1:
                     lost += 1
@@ -981,13 +971,6 @@ class DecodingPool:
                 suspects = self._limits.threads
                 batches.extendleft([i] for i in reversed(rest[:suspects]))
                 batches.extend([rest[suspects:]] if rest[suspects:] else [])
-        except BaseException:  # interrupted: a child that is still answering is of no more use
-            if child is not None:
-                child.close()
-                child = None
-            raise
-        finally:
-            self._idle.put(child)
         for error in results.values():
             if error is not None and error.code == "unwritable":
                 raise StorageError(f"Decoded pixels cannot be written ({error.reason}). Is the disk full?")
@@ -1006,27 +989,34 @@ class DecodingPool:
             ScanError: as there, or ``decoder_crash``, ``decoder_timeout``, ``decoder_memory``.
             MedtlError: no child can be started.
         """
-        child = self._idle.get()
-        try:
-            if child is None or not child.alive:
-                child = DecodingProcess(self._limits, self._command)
-            found, fate = child.picture(data, most_megapixels)
-            if fate is not None:
-                child = None
-                raise ScanError(fate, _FATES[fate])
-        except ScanError:
-            raise
-        except BaseException:
-            if child is not None:
-                child.close()
-                child = None
-            raise
-        finally:
-            self._idle.put(child)
+        with self._lent() as child:
+            found, fate = child().picture(data, most_megapixels)
+        if fate is not None:
+            raise ScanError(fate, _FATES[fate])
         if isinstance(found, ScanError):
             raise found
         assert found is not None
         return found
+
+    @contextlib.contextmanager
+    def _lent(self) -> Iterator[Callable[[], DecodingProcess]]:
+        """Lend one child: what is given gives it, or a new one where it has ended."""
+        child = self._idle.get()
+
+        def living() -> DecodingProcess:
+            nonlocal child
+            if child is None or not child.alive:  # it may have been killed while it waited, too
+                child = DecodingProcess(self._limits, self._command)
+            return child
+
+        try:
+            yield living
+        except BaseException:  # interrupted: a child that is still answering is of no more use
+            if child is not None:
+                child.close()
+            raise
+        finally:
+            self._idle.put(child)
 
 
 def _request(jobs: Sequence[FrameJob], output: Path) -> bytes:

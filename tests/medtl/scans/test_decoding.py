@@ -615,23 +615,19 @@ decoding.main()
 """
 
 
+DEADLY = [
+    (b"CRASH", "decoder_crash"), (b"EXIT_", "decoder_crash"), (b"SLEEP", "decoder_timeout"),
+    (b"EATER", "decoder_memory"), (b"OOMED", "decoder_memory"),
+]  # fmt: skip
+
+
 def hostile(folder: Path, program: str = HOSTILE, **limits: Any) -> DecodingPool:
     script = folder / "hostile.py"
     script.write_text(program)
     return DecodingPool(limits=Limits(**{"seconds": 3.0, **limits}), command=(sys.executable, "-P", str(script)))
 
 
-@pytest.mark.parametrize(
-    ("deed", "code"),
-    [
-        (b"CRASH", "decoder_crash"),
-        (b"EXIT_", "decoder_crash"),
-        (b"SLEEP", "decoder_timeout"),
-        (b"EATER", "decoder_memory"),
-        (b"OOMED", "decoder_memory"),
-        (b"ERROR", "decode_failed"),
-    ],
-)
+@pytest.mark.parametrize(("deed", "code"), [*DEADLY, (b"ERROR", "decode_failed")])
 def test_a_decoder_that_misbehaves_costs_one_frame(tmp_path: Path, deed: bytes, code: str) -> None:
     values = image("u2")
     series = Series(tmp_path, format_for(RLE, values), [rle(values), rle(values), deed, *[rle(values)] * 5])
@@ -770,15 +766,7 @@ def test_hundreds_of_mutated_pictures_hurt_nobody(pool: DecodingPool) -> None:
 
 @pytest.mark.parametrize(
     ("deed", "code"),
-    [
-        (b"CRASH", "decoder_crash"),
-        (b"EXIT_", "decoder_crash"),
-        (b"SLEEP", "decoder_timeout"),
-        (b"EATER", "decoder_memory"),
-        (b"OOMED", "decoder_memory"),
-        (b"WORDS", "undecodable"),
-        (b"SAYS_", "decoder_crash"),  # no code of a picture
-    ],
+    [*DEADLY, (b"WORDS", "undecodable"), (b"SAYS_", "decoder_crash")],  # the last says no code of a picture
 )
 def test_a_decoder_that_misbehaves_costs_one_picture(tmp_path: Path, deed: bytes, code: str) -> None:
     with hostile(tmp_path, seconds=1.5) as pool:
