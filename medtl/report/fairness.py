@@ -30,6 +30,7 @@ _SHORTER = 0.8  # share of the other's epochs, below which a training is called 
 _LEAST = 0.005  # rise on validation that could matter
 _SHARE = 0.25  # of the difference on test, from which the loser's rise counts
 _FALL = 0.05  # below the best epochs
+_FEWEST = 5  # looks at validation that a change can be told from
 _ERRORS = {"rise": 3.0, "fall": 5.0}  # standard errors that must be exceeded; a collapse is nothing subtle
 _NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 _NOTHING = "Nothing was transferred: the network that is compared started from random weights too."
@@ -159,7 +160,7 @@ def _changes(course: Sequence[tuple[int, float]], epochs: int) -> _Change:
     """Tell how the last fifth of a training went, of however many of its epochs were validated."""
     values = [value for _, value in course]
     last = sum(epoch > (1 - _LAST) * epochs for epoch, _ in course)
-    if len(values) < 5 or not last:
+    if len(values) < _FEWEST or not last:
         return _Change(None, 0.0, 0.0, several=False)
     before = [value for epoch, value in course if (1 - 2 * _LAST) * epochs < epoch <= (1 - _LAST) * epochs]
     means = [fmean(values[start : start + last]) for start in range(len(values) - last + 1)]
