@@ -208,6 +208,7 @@ class Store:
                 f"'{folder}' holds another result than its name says ({MANIFEST}). Find out who moved it; if nothing "
                 "is wrong, delete the folder and it will be made again."
             )
+        self.mark_used(folder)
         return Artifact(kind, fingerprint, digest, folder, reused=True)
 
     def make(self, kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) -> Artifact:
@@ -267,6 +268,28 @@ class Store:
             yield
         finally:
             handle.close()
+
+    def mark_used(self, folder: Path) -> None:
+        """Note that a result is wanted now; beside it, because a finished result is never touched."""
+        mark = self._mark(folder)
+        with storage_errors(mark):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+
+    def last_used(self, folder: Path) -> float:
+        """Tell when a result was found last, or made if it never was; seconds since the epoch.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        made = folder.stat().st_mtime
+        try:
+            return max(made, self._mark(folder).stat().st_mtime)
+        except FileNotFoundError:
+            return made
+
+    def _mark(self, folder: Path) -> Path:
+        return self.workspace / "index" / "used" / f"{folder.parent.name}-{folder.name}"
 
     def scratch(self, name: str) -> Path:
         """Give a folder for unfinished work that survives a crash (training state), made if missing."""

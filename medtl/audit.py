@@ -41,6 +41,8 @@ from medtl.records import Artifact
 
 GENESIS = "0" * 64
 KEY_VARIABLE = "MEDTL_AUDIT_KEY"
+SWEPT = "result.swept"
+GONE = ("result.discarded", SWEPT)  # actions that say that a result was deleted
 Happened = dict[str, Any]
 _Named = tuple[str, str, str]  # action, subject, folder
 
@@ -204,7 +206,7 @@ class AuditLog:
         return len(new)
 
     def made(self, folder: str) -> tuple[str, str] | None:
-        """Give the digest and the manifest's sha256 of the result that was made in a folder and not discarded."""
+        """Give the digest and the manifest's sha256 of the result that was made in a folder and not deleted."""
         return self._held().made.get(folder)
 
     def files(self) -> dict[str, frozenset[str]]:
@@ -286,7 +288,7 @@ class AuditLog:
             held.named.add(_named(event.get("action"), event.get("subject"), details))
             if str(event.get("action")).endswith(".made"):
                 held.made[str(details.get("folder"))] = (str(event.get("subject")), str(details.get("manifest")))
-            elif event.get("action") == "result.discarded":
+            elif event.get("action") in GONE:
                 held.made.pop(str(details.get("folder")), None)
             if isinstance(details.get("files"), dict):
                 held.files |= details["files"]

@@ -1,9 +1,8 @@
-"""The verbs of the audit trail: verify, log, live, report, anchor, keygen, discard. They need no Prefect."""
+"""The verbs of the audit trail: verify, log, live, report, anchor, keygen, discard, sweep. They need no Prefect."""
 
 from __future__ import annotations
 
 import shlex
-import shutil
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from medtl.errors import ConfigError, MedtlError, StorageError, TamperedError
+from medtl.errors import ConfigError, MedtlError, TamperedError
 from medtl.progress import listening
 from pipelines.terminal import Json, Workspace, progress, say, show_table
 from pipelines.weights import KEEP
@@ -209,6 +208,7 @@ def audit_discard(
     from medtl.artifacts import verify
     from medtl.registry.history import Word
     from medtl.registry.io import Register
+    from pipelines.upkeep import delete_entered
 
     root, path, word = workspace.absolute(), folder.absolute(), Word(by, role, reason)
     if not (path / "manifest.json").is_file() or path.parent.parent != root / "artifacts":
@@ -225,15 +225,56 @@ def audit_discard(
         digest = verify(path)
     except TamperedError:
         digest = "altered"
-    details = {"folder": inside, **asdict(word)}
-    _trail(workspace).append("result.discarded", digest, details=details)  # entered first: nothing goes without a trace
-    try:
-        shutil.rmtree(path)
-    except OSError as error:
-        raise StorageError(
-            f"'{folder}' could not be deleted ({error.strerror}). Delete it by hand; it is entered."
-        ) from error
+    delete_entered(_trail(workspace.absolute()), path, digest, "result.discarded", word)
     show_table({"discarded": inside}, json_, "Discarded", ("result",), [(inside,)])
+
+
+@audit.command(name="sweep")
+def audit_sweep(
+    *,
+    unused: Annotated[float, Parameter(help="days, 7 at least, in which nothing wanted it")] = 30.0,
+    delete: Annotated[bool, Parameter(help="delete it; without, it is only listed", negative="")] = False,
+    by: By | None = None,
+    role: Role | None = None,
+    reason: Reason | None = None,
+    workspace: Workspace = _DEFAULT,
+    json_: Json = False,
+) -> None:
+    """List what takes room and was not wanted for a month; --delete --by --role --reason deletes it, each entered.
+
+    Only copies of pixels, which are made again from the scans when something wants them (packed images, and decoded
+    pixels that no scans used since rest on), and training that was given up. Evidence stays: scans, cohorts, splits,
+    checkpoints, predictions, evaluations, releases, reports. What was altered stays too, and exits with 1.
+    """
+    from medtl.registry.history import Word
+    from pipelines import upkeep
+
+    _trail(workspace)
+    words = [word for word in (by, role, reason) if word is not None]
+    if delete and len(words) < 3:
+        raise ConfigError("--delete takes --by, --role and --reason: who asks later must find them on the audit trail.")
+    found, altered = upkeep.unused(workspace, unused), list[upkeep.Unused]()
+    if delete:
+        with progress() as listener, listening(listener) if listener else nullcontext():
+            found, altered = upkeep.sweep(workspace, unused, found, Word(*words))
+    megabytes = sum(one.megabytes for one in found)
+    title = f"{'Deleted, not' if delete else 'Not'} wanted for {unused:g} days: {len(found)}, {megabytes:,.1f} MB"
+    told: dict[str, Any] = {
+        "deleted": delete,
+        "megabytes": round(megabytes, 1),
+        "found": [asdict(one) for one in found],
+    }
+    rows = [(one.folder, f"{one.megabytes:,.1f}", one.since) for one in found]
+    if rows or json_:
+        told["altered"] = [one.folder for one in altered]
+        show_table(told, json_, title, ("result", "MB", "not wanted since"), rows)
+    else:
+        say(f"Nothing that is made again when it is wanted lay unused for {unused:g} days.")
+    if altered:
+        raise TamperedError(
+            f"{len(altered)} results were left because they are not what was written there; the first: "
+            f"{altered[0].folder}. See what `medtl audit verify` says."
+        )
 
 
 def _trail(workspace: Path) -> AuditLog:

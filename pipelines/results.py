@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from medtl.artifacts import code_digest, digest_of, file_digest, storage_errors, verify, write_json
+from medtl.artifacts import Store, code_digest, digest_of, file_digest, storage_errors, verify, write_json
 from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
@@ -27,6 +27,7 @@ from pipelines.steps import (
     file_count,
     find_scans,
     label_table,
+    pixel_folder,
     source_files,
 )
 from pipelines.training import LIBRARIES, threads_for, vault_folder, versions
@@ -73,8 +74,12 @@ def look_at_inputs(config: Config) -> Inputs:
 
 def finished_ingest(config: Config) -> dict[str, Any] | None:
     """Find the summary of an ingest that is done already; None where an archive must be asked first."""
+    from medtl.scans.intake import without_pixels
+
     found = None if fetches(config) else find_scans(config)
-    return summarise_ingest(found) if found is not None else None
+    if found is None or without_pixels(found.path, pixel_folder(config)):
+        return None
+    return summarise_ingest(found)
 
 
 def excluded(scans: Artifact, cohort: Artifact | None = None, split: Artifact | None = None) -> tuple[Exclusion, ...]:
@@ -124,11 +129,13 @@ def finished_run(config: Config) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     record = json.loads(path.read_bytes())
+    store = Store(config.workspace)
     for relative, digest in record["artifacts"].items():
-        folder = config.workspace.absolute() / relative
+        folder = store.workspace / relative
         if not folder.is_dir() or verify(folder) != digest:
             log.warning("a result of this run is gone; making it again")
             return None
+        store.mark_used(folder)
     summary: dict[str, Any] = record["summary"]
     page = config.workspace.absolute() / "reports" / Path(summary["report"]).name  # the workspace may have been moved
     if not page.is_file():

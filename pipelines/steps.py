@@ -164,7 +164,7 @@ def find_scans(config: Config) -> Artifact | None:
 
 def ingest_scans(config: Config) -> Artifact:
     """Files -> scans, exclusions and pixels."""
-    from medtl.scans.intake import ingest, read_exclusions
+    from medtl.scans.intake import ingest, read_exclusions, restore
     from medtl.scans.io import write_quarantine
     from medtl.scans.quarantine import FOLDER, TABLE, reasons_table
 
@@ -178,6 +178,8 @@ def ingest_scans(config: Config) -> Artifact:
         intake.inputs,
         lambda folder: ingest(intake.files, config.scans, names, folder, store, intake.readmitted),
     )
+    if artifact.reused:
+        restore(intake.files, config.scans, names, artifact.path, store, intake.readmitted)
     exclusions = read_exclusions(artifact.path)
     table = store.workspace / FOLDER / TABLE
     trail.note_ahead("quarantine.listing", artifact.digest, table, reasons_table(exclusions))

@@ -16,7 +16,7 @@ from medtl.config import Config, load_config
 from medtl.errors import ConfigError
 from medtl.model.backbones import backbone
 
-WHOLE = frozenset({"item", "output", "release"})  # columns that people copy from: never broken over two lines
+WHOLE = frozenset({"item", "output", "release", "result"})  # columns that people copy from: never broken over two lines
 ConfigFile = Annotated[Path, Parameter(help="YAML file of the run, for instance configs/demo.yaml")]
 Sets = Annotated[list[str] | None, Parameter(name="--set", help="override: a.b=c (again for more)", negative="")]
 Json = Annotated[

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, cast
 
 from medtl.artifacts import MANIFEST, digest_of, file_digest, storage_errors, verify
-from medtl.audit import AuditLog, Chain
+from medtl.audit import GONE, AuditLog, Chain
 from medtl.config import AuditConfig, Config
 from medtl.errors import MedtlError, StorageError
 from medtl.progress import advance
@@ -192,13 +192,13 @@ def _end_faults(chain: Chain) -> list[Fault]:
 
 
 def _entered(events: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Give the last entry of every result that was made and not discarded, by its folder."""
+    """Give the last entry of every result that was made and not deleted, by its folder."""
     found: dict[str, Mapping[str, Any]] = {}
     for event in events:
         folder = event["details"].get("folder")
         if folder and event["action"].endswith(".made"):
             found[folder] = event
-        elif folder and event["action"] == "result.discarded":
+        elif folder and event["action"] in GONE:
             found.pop(folder, None)
     return found
 
@@ -208,7 +208,7 @@ def _result_faults(root: Path, folder: str, event: Mapping[str, Any] | None) -> 
     if event is None:
         return [Fault("unknown", folder, "nobody entered it on the trail")]
     if not path.is_dir():
-        return [Fault("missing", folder, f"it was made at {event['time']} and nobody entered that it was discarded")]
+        return [Fault("missing", folder, f"it was made at {event['time']} and nobody entered that it was deleted")]
     try:
         digest = verify(path)
     except MedtlError as error:

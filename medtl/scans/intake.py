@@ -19,12 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path, PurePosixPath
 
 from medtl.artifacts import Store, code_digest, digest_of, read_record, write_record
 from medtl.config import ScansConfig
-from medtl.errors import ScanError
+from medtl.errors import ScanError, StorageError
 from medtl.progress import advance
 from medtl.pseudonyms import SEVERAL, Pseudonymiser
 from medtl.records import AnyArray, Exclusion, Scan
@@ -34,7 +34,7 @@ from medtl.scans.formats import Decoded
 from medtl.scans.headers import describe
 from medtl.scans.masks import SEGMENTATIONS, STRUCTURES, Grid
 from medtl.scans.quarantine import Readmission, content_of
-from medtl.scans.segments import Refused, Taken, Unit, known_units, pixel_digest, write_segment
+from medtl.scans.segments import KIND, PixelStore, Refused, Taken, Unit, known_units, pixel_digest, write_segment
 from medtl.scans.series import REFUSED, Member, Verdict, judge, refused
 from medtl.scans.sources import SourceFile
 
@@ -77,14 +77,49 @@ def ingest(
         files: what :func:`~medtl.scans.sources.survey` found.
         readmitted: what a person took back from quarantine.
     """
-    first: dict[str, SourceFile] = {}
-    for file in files:
-        if file.sha256 is not None and file.refusal is None:
-            first.setdefault(file.sha256, file)
     check_policy(config.checks.policy)
     with io.Reader(config) as reader:
         intake = _Intake(config, names, store, tuple(readmitted), reader)
-        _write(files, intake.units(first), names, folder)
+        _write(files, intake.units(_by_bytes(files)), names, folder)
+
+
+def restore(
+    files: Sequence[SourceFile],
+    config: ScansConfig,
+    names: Pseudonymiser,
+    folder: Path,
+    store: Store,
+    readmitted: Sequence[Readmission] = (),
+) -> int:
+    """Decode again what an earlier ingest of the same files took and the pixel store no longer holds.
+
+    Args:
+        folder: what that :func:`ingest` wrote.
+
+    Returns:
+        Of how many scans the pixels were gone.
+
+    Raises:
+        StorageError: the files give other pixels than they did.
+    """
+    gone = without_pixels(folder, store.root / KIND)
+    if not gone:
+        return 0
+    log.warning("the pixels of %d scans are gone from the store: their files are read again", len(gone))
+    with io.Reader(config) as reader:
+        _Intake(config, names, store, tuple(readmitted), reader).units(_by_bytes(files))
+    if without_pixels(folder, store.root / KIND):
+        raise StorageError(
+            "The pixels of a scan are gone from the store, and its file no longer gives them. If a file is being "
+            "changed, run the same command again when it is done."
+        )
+    return len(gone)
+
+
+def without_pixels(folder: Path, root: Path) -> list[Scan]:
+    """Name the scans of an ingested folder whose pixels are not in the store (``root``: where its segments are)."""
+    pixels = PixelStore(root)
+    return [scan for scan in read_scans(folder) if scan not in pixels]
 
 
 def libraries() -> dict[str, str | None]:
@@ -131,16 +166,17 @@ class _Intake:
     ) -> None:
         self._config, self._names, self._store, self._readmitted = config, names, store, readmitted
         self._reader = reader
-        self._tries: Counter[str] = Counter()  # of each unit, in ingests before, that came to nothing
+        self._tries: Counter[str] = Counter()  # of each unit, in ingests before, that left nothing to use
         settings = config.model_dump(mode="json", exclude=_NOT_SETTINGS)
         self._settings = digest_of([settings, names.fingerprint, code_digest("scans"), libraries()])
 
     def units(self, first: Mapping[str, SourceFile]) -> list[Unit]:
         """Give the units of these files, from the store where it has them."""
-        known = list(known_units(self._store))
-        failed = {unit.bundle for unit in known if _passed(unit)}
-        self._tries = Counter(unit.digest for unit in known if _passed(unit))
-        known = [unit for unit in known if not _passed(unit)]
+        every, pixels = list(known_units(self._store)), PixelStore(self._store.root / KIND)
+        useless = [_passed(unit) or not all(taken.scan in pixels for taken in unit.taken) for unit in every]
+        failed = {unit.bundle for unit in compress(every, useless)}
+        self._tries = Counter(unit.digest for unit in compress(every, useless))
+        known = [unit for unit, no in zip(every, useless, strict=True) if not no]
         kept = self._standing((unit for unit in known if unit.bundle not in failed), first)
         covered = {sha for units in kept.values() for unit in units for sha in unit.members}
         members = self._headers([file for sha, file in first.items() if sha not in covered])
@@ -353,10 +389,7 @@ def files_of(files: Sequence[SourceFile], folder: Path) -> dict[str, tuple[Sourc
     Args:
         folder: what :func:`ingest` wrote.
     """
-    first: dict[str, SourceFile] = {}
-    for file in files:
-        if file.sha256 is not None and file.refusal is None:
-            first.setdefault(file.sha256, file)
+    first = _by_bytes(files)
     return {scan: tuple(first[sha] for sha in shas if sha in first) for scan, shas in read_origins(folder).items()}
 
 
@@ -372,6 +405,15 @@ def judge_with_pixels(
             found = reader.digests([members[index] for index in one.members], one)
             digests |= {(one.members[index], frame): digest for (index, frame), digest in found.items()}
     return judge(members, config, accepted, digests) if digests else verdicts
+
+
+def _by_bytes(files: Iterable[SourceFile]) -> dict[str, SourceFile]:
+    """Give the first file of each content."""
+    first: dict[str, SourceFile] = {}
+    for file in files:
+        if file.sha256 is not None and file.refusal is None:
+            first.setdefault(file.sha256, file)
+    return first
 
 
 def _row_id(content: str, index: int) -> str:

@@ -9,7 +9,7 @@ interrupted ingest goes on at the segment it was writing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -67,6 +67,25 @@ def pixel_digest(pixels: AnyArray) -> str:
     return digest.hexdigest()[:32]
 
 
+def unneeded(segments: Iterable[Path], pixels: Set[str], files: Set[str]) -> list[Path]:
+    """Name the segments that nothing rests on.
+
+    Args:
+        segments: folders, from those used last to the oldest: of two with the same pixels the former is kept.
+        pixels: digests that are wanted.
+        files: sha256 of the files whose findings are wanted.
+    """
+    pixels, files, found = set(pixels), set(files), []
+    for folder in segments:
+        places = read_record(folder / PLACES, dict[str, tuple[int, int]])
+        members = {sha for unit in read_record(folder / UNITS, tuple[Unit, ...]) for sha in unit.members}
+        if pixels.isdisjoint(places) and files.isdisjoint(members):
+            found.append(folder)
+        pixels -= places.keys()
+        files -= members
+    return found
+
+
 def write_segment(
     store: Store, digests: tuple[str, ...], finished: Callable[[], Iterable[tuple[Unit, list[AnyArray] | None]]]
 ) -> Artifact:
@@ -119,6 +138,9 @@ class PixelStore:
             for digest, (offset, size) in read_record(folder / PLACES, dict[str, tuple[int, int]]).items():
                 self._places[digest] = (folder, offset, size)
 
+    def __contains__(self, scan: Scan) -> bool:
+        return scan.pixel_digest in self._places
+
     def __call__(self, scan: Scan) -> AnyArray:
         """Give one scan's pixels, shape ``scan.shape``, without copying them.
 
@@ -126,10 +148,10 @@ class PixelStore:
             StorageError: no segment holds them.
             TamperedError: the segment was altered.
         """
-        if scan.pixel_digest not in self._places:
+        if scan not in self:
             raise StorageError(
-                f"The pixels of a scan are gone from '{self._root}'. Delete the folder 'scans' beside it and run the "
-                "same command: the files are read again."
+                f"The pixels of a scan are gone from '{self._root}'. Run `medtl ingest` with the same config: "
+                "the files are read again."
             )
         folder, offset, size = self._places[scan.pixel_digest]
         if folder not in self._maps:

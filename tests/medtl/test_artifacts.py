@@ -294,3 +294,19 @@ def test_records_come_back_as_records(tmp_path: Path) -> None:
         read_record(tmp_path / "r.json", Exclusion)
     with pytest.raises(StorageError, match="not a readable Exclusion"):
         read_record(tmp_path / "missing.json", Exclusion)
+
+
+def test_a_result_knows_when_it_was_wanted_last_and_is_not_touched_for_that(tmp_path: Path) -> None:
+    store = Store(tmp_path / "w")
+    made = store.make("thing", {"a": 1}, lambda folder: (folder / "x").write_text("1") and None)
+    for path in (made.path, *made.path.iterdir()):
+        os.utime(path, (1e9, 1e9))
+    assert store.last_used(made.path) == 1e9
+    assert store.find("thing", {"a": 2}) is None and store.last_used(made.path) == 1e9
+    assert store.find("thing", {"a": 1}) is not None
+    assert store.last_used(made.path) == pytest.approx(time.time(), abs=60)
+    assert {path.stat().st_mtime for path in (made.path, *made.path.iterdir())} == {1e9}
+    other = store.make("thing", {"a": 3}, lambda folder: (folder / "x").write_text("1") and None)
+    assert store.last_used(other.path) == pytest.approx(time.time(), abs=60)
+    with pytest.raises(FileNotFoundError):
+        store.last_used(made.path.with_name("gone"))

@@ -41,7 +41,7 @@ from medtl.scans import intake, quarantine
 from medtl.scans import io as io_of_scans
 from medtl.scans.intake import ingest, names_of, read_exclusions, read_scans, read_sizes
 from medtl.scans.io import write_readmissions
-from medtl.scans.segments import PixelStore
+from medtl.scans.segments import PixelStore, unneeded
 from medtl.scans.sources import SourceIndex, survey
 
 NAMES = Pseudonymiser(b"0123456789abcdef")
@@ -604,15 +604,74 @@ def test_an_archive_that_was_replaced_is_read_anew(folder: Path, series: Any, tm
         assert ([scan.files for scan in scans], exclusions) == ([12], ())
 
 
+ECHOES = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2.4", "FrameOfReferenceUID": "1.2.5", "Modality": "MR"}
+
+
 def test_what_a_series_became_is_stored_whole_or_not_at_all(
     folder: Path, series: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2.4", "FrameOfReferenceUID": "1.2.5", "Modality": "MR"}
     for echo in (10, 20, 30):
-        series(folder / str(echo), EchoTime=echo, **one)
+        series(folder / str(echo), EchoTime=echo, **ECHOES)
     monkeypatch.setattr(intake, "_SEGMENT_UNITS", 1)
     assert len(take(folder)[0]) == 3
     assert len(list((tmp_path / "workspace" / "artifacts" / "pixels").glob("[!.]*"))) == 1
+
+
+def test_pixels_that_are_gone_are_read_again_also_where_a_newer_segment_knows_their_files(
+    folder: Path, series: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, root = Store(tmp_path / "workspace"), tmp_path / "workspace" / "artifacts" / "pixels"
+    series(folder / "10", EchoTime=10, **ECHOES)
+    first = take(folder)[2]
+    (older,) = root.glob("[!.]*")
+    series(folder / "20", slices=11, EchoTime=20, **ECHOES)  # the same series: opened again, the first echo is known
+    scans, _, pixels = take(folder)
+    whole, out = [pixels(scan).copy() for scan in scans], max(tmp_path.glob("out*"))
+    assert read_scans(out) == scans != () and [scan in first for scan in scans].count(True) == 1
+    assert intake.restore(survey(folder, QUIET), QUIET, NAMES, out, store) == 0 and len(list(root.iterdir())) == 2
+
+    shutil.rmtree(older)
+    assert len(intake.without_pixels(out, root)) == 1
+    with caplog.at_level(logging.WARNING):
+        assert intake.restore(survey(folder, QUIET), QUIET, NAMES, out, store) == 1
+    assert "the pixels of 1 scans are gone" in caplog.text
+    again = PixelStore(root)
+    assert all(np.array_equal(again(scan), values) for scan, values in zip(scans, whole, strict=True))
+    assert take(folder)[0] == scans and len(list(root.iterdir())) == 2  # and a later ingest finds them
+
+    for segment in root.iterdir():
+        shutil.rmtree(segment)
+    assert take(folder)[0] == scans
+    for segment in root.iterdir():
+        shutil.rmtree(segment)
+    shutil.rmtree(folder / "10")
+    with pytest.raises(StorageError, match="no longer gives them"):
+        intake.restore(survey(folder, QUIET), QUIET, NAMES, out, store)
+
+
+def test_of_segments_with_the_same_pixels_the_first_is_kept_and_refusals_count_too(
+    folder: Path, series: Any, tmp_path: Path
+) -> None:
+    root = tmp_path / "workspace" / "artifacts" / "pixels"
+
+    def segment(**options: Any) -> tuple[Path, tuple[Scan, ...]]:
+        before = set(root.glob("[!.]*"))
+        scans = take(folder, **options)[0]
+        (new,) = set(root.glob("[!.]*")) - before
+        return new, scans
+
+    series(folder / "ct")
+    one, scans = segment()
+    two, _ = segment(max_megapixels=90.0)  # other settings: judged and decoded anew, to the same pixels
+    (folder / "x.png").write_bytes(b"no picture")
+    three, _ = segment(max_megapixels=90.0)
+    pixels = {scan.pixel_digest for scan in scans}
+    files = {str(file.sha256) for file in survey(folder, QUIET)}
+    assert unneeded([three, two, one], pixels, files) == [one]
+    assert unneeded([three, one, two], pixels, files) == [two]
+    assert unneeded([three, two, one], set(), set()) == [three, two, one]
+    picture = next(file for file in survey(folder, QUIET) if file.relative == "x.png")
+    assert unneeded([three, two, one], pixels, files - {str(picture.sha256)}) == [three, one]
 
 
 def test_pydicom_quotes_no_header_to_the_terminal(
