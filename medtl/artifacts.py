@@ -42,6 +42,7 @@ _REFUSED = {
 }  # fmt: skip
 _HALF_BUILT = re.compile(r"\.[0-9a-f]{16}\..+")
 _DAY_S = 86_400.0
+_SINCE = ".since"  # made with the first mark of use
 FORMAT = 1
 
 
@@ -191,6 +192,10 @@ class Store:
             probe = self.root / f".probe.{os.getpid()}"
             probe.write_bytes(b"medtl")
             probe.unlink()
+            self._marks = self.workspace / "index" / "used"
+            self._marks.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                (self._marks / _SINCE).touch(exist_ok=False)
 
     def find(self, kind: str, inputs: Mapping[str, Any]) -> Artifact | None:
         """Look a finished result up by its inputs; check every byte of it.
@@ -271,31 +276,69 @@ class Store:
 
     def mark_used(self, folder: Path) -> None:
         """Note that a result is wanted now; beside it, because a finished result is never touched."""
-        mark = self._mark(folder)
-        with storage_errors(mark):
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+        with storage_errors(self._marks):
+            self._mark(folder).touch()
 
     def last_used(self, folder: Path) -> float:
         """Tell when a result was found last, or made if it never was; seconds since the epoch.
 
+        Nothing is known of the time before the first mark of a workspace: what is older counts from then.
+
         Raises:
             FileNotFoundError: it is gone.
         """
-        made = folder.stat().st_mtime
+        made, since = folder.stat().st_mtime, (self._marks / _SINCE).stat().st_mtime
         try:
-            return max(made, self._mark(folder).stat().st_mtime)
+            return max(made, since, self._mark(folder).stat().st_mtime)
         except FileNotFoundError:
-            return made
+            return max(made, since)
 
     def _mark(self, folder: Path) -> Path:
-        return self.workspace / "index" / "used" / f"{folder.parent.name}-{folder.name}"
+        return self._marks / f"{folder.parent.name}-{folder.name}"
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Keep what is here from being swept, as long as this lasts; several may work at once."""
+        with self._gate() as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("the workspace is being swept; waiting for it")
+                fcntl.flock(handle, fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one at work here; who comes meanwhile waits.
+
+        Raises:
+            StorageError: somebody is at work.
+        """
+        with self._gate() as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StorageError(
+                    f"A command is at work in '{self.workspace}', and may be reading what would go. Run this again "
+                    "when it has ended."
+                ) from error
+            yield
+
+    @contextlib.contextmanager
+    def _gate(self) -> Iterator[Any]:
+        folder = self.workspace / "locks"
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+            handle = (folder / "workspace").open("w")
+        with handle:
+            yield handle
 
     def scratch(self, name: str) -> Path:
         """Give a folder for unfinished work that survives a crash (training state), made if missing."""
         folder = self.workspace / "unfinished" / name
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            os.utime(folder)  # somebody goes on with it
         return folder
 
     def _sweep(self) -> None:

@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import io
 import json
+import logging
 import os
 import pwd
 import threading
@@ -39,6 +40,7 @@ from medtl.artifacts import MANIFEST, Store, canonical, digest_of, file_digest, 
 from medtl.errors import ConfigError, StorageError, TamperedError
 from medtl.records import Artifact
 
+log = logging.getLogger(__name__)
 GENESIS = "0" * 64
 KEY_VARIABLE = "MEDTL_AUDIT_KEY"
 SWEPT = "result.swept"
@@ -90,6 +92,7 @@ class _Held:
     read: int = 0
     named: set[_Named] = field(default_factory=set)
     made: dict[str, tuple[str, str]] = field(default_factory=dict)  # folder -> digest and manifest of a result
+    gone: dict[str, tuple[str, str]] = field(default_factory=dict)  # folder -> action and digest of one deleted
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256, as last said
     ahead: dict[str, str] = field(default_factory=dict)  # the same of what was about to be written then
 
@@ -209,6 +212,10 @@ class AuditLog:
         """Give the digest and the manifest's sha256 of the result that was made in a folder and not deleted."""
         return self._held().made.get(folder)
 
+    def gone(self, folder: str) -> tuple[str, str] | None:
+        """Give the action and the digest of the result that was deleted from a folder, and not made again since."""
+        return self._held().gone.get(folder)
+
     def files(self) -> dict[str, frozenset[str]]:
         """Give each file that the log names, and the sha256 that it may have; '' where it may not be there.
 
@@ -288,8 +295,10 @@ class AuditLog:
             held.named.add(_named(event.get("action"), event.get("subject"), details))
             if str(event.get("action")).endswith(".made"):
                 held.made[str(details.get("folder"))] = (str(event.get("subject")), str(details.get("manifest")))
+                held.gone.pop(str(details.get("folder")), None)
             elif event.get("action") in GONE:
                 held.made.pop(str(details.get("folder")), None)
+                held.gone[str(details.get("folder"))] = (str(event.get("action")), str(event.get("subject")))
             if isinstance(details.get("files"), dict):
                 held.files |= details["files"]
                 held.ahead = {name: sha for name, sha in held.ahead.items() if name not in details["files"]}
@@ -377,7 +386,13 @@ class AuditedStore(Store):
         artifact = super().make(kind, inputs, build)
         trail, folder = AuditLog(self.workspace), artifact.path.relative_to(self.workspace).as_posix()
         manifest = file_digest(artifact.path / MANIFEST)
-        known = trail.made(folder)
+        known, gone = trail.made(folder), trail.gone(folder)
+        if gone is not None and gone[1] not in (artifact.digest, "altered"):
+            log.warning(
+                "%s was deleted, and what is made again is not the same (another version of a library?): what rests on "
+                "it is made again too",
+                folder,
+            )
         if known == (artifact.digest, manifest):
             return artifact
         if known is not None and artifact.reused:

@@ -36,6 +36,7 @@ from medtl.progress import advance, listening
 from medtl.records import Artifact, Cohort, Predictions, Score, Split
 from pipelines import steps, training
 from pipelines.terminal import ConfigFile, Json, Sets, load_diagnosis, log_to_file, number, progress, show_table, table
+from pipelines.upkeep import at_work
 
 if TYPE_CHECKING:
     from medtl.model.advise import Lead
@@ -142,6 +143,7 @@ def _named(candidates: Sequence[Candidate]) -> list[Candidate]:
     return found
 
 
+@at_work
 def advise_on(
     config: Config, candidates: Sequence[Candidate], heads: Sequence[Kind], references: bool, quick: bool
 ) -> tuple[Advice, Path]:

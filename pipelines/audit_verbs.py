@@ -232,7 +232,7 @@ def audit_discard(
 @audit.command(name="sweep")
 def audit_sweep(
     *,
-    unused: Annotated[float, Parameter(help="days, 7 at least, in which nothing wanted it")] = 30.0,
+    unused: Annotated[float, Parameter(help="days in which nothing wanted it")] = 30.0,
     delete: Annotated[bool, Parameter(help="delete it; without, it is only listed", negative="")] = False,
     by: By | None = None,
     role: Role | None = None,
@@ -242,9 +242,10 @@ def audit_sweep(
 ) -> None:
     """List what takes room and was not wanted for a month; --delete --by --role --reason deletes it, each entered.
 
-    Only copies of pixels, which are made again from the scans when something wants them (packed images, and decoded
-    pixels that no scans used since rest on), and training that was given up. Evidence stays: scans, cohorts, splits,
-    checkpoints, predictions, evaluations, releases, reports. What was altered stays too, and exits with 1.
+    Only copies of pixels, which are made again when something wants them as long as the scans' files are there (packed
+    images, and decoded pixels that no scans used since rest on), and training that nobody went on with. Evidence stays:
+    scans, cohorts, splits, checkpoints, predictions, evaluations, releases, reports. What is not as the trail says
+    stays too, and exits with 1. Nothing is deleted while a command is at work in the workspace.
     """
     from medtl.registry.history import Word
     from pipelines import upkeep
@@ -253,10 +254,11 @@ def audit_sweep(
     words = [word for word in (by, role, reason) if word is not None]
     if delete and len(words) < 3:
         raise ConfigError("--delete takes --by, --role and --reason: who asks later must find them on the audit trail.")
-    found, altered = upkeep.unused(workspace, unused), list[upkeep.Unused]()
     if delete:
         with progress() as listener, listening(listener) if listener else nullcontext():
-            found, altered = upkeep.sweep(workspace, unused, found, Word(*words))
+            found, altered = upkeep.sweep(workspace, unused, Word(*words))
+    else:
+        found, altered = upkeep.unused(workspace, unused), []
     megabytes = sum(one.megabytes for one in found)
     title = f"{'Deleted, not' if delete else 'Not'} wanted for {unused:g} days: {len(found)}, {megabytes:,.1f} MB"
     told: dict[str, Any] = {
@@ -272,8 +274,8 @@ def audit_sweep(
         say(f"Nothing that is made again when it is wanted lay unused for {unused:g} days.")
     if altered:
         raise TamperedError(
-            f"{len(altered)} results were left because they are not what was written there; the first: "
-            f"{altered[0].folder}. See what `medtl audit verify` says."
+            f"{len(altered)} results were left because they are not what the trail says was made there; the first: "
+            f"{altered[0].folder}. See what `medtl audit verify` says of them."
         )
 
 

@@ -97,7 +97,7 @@ def readmit(config: Config, item: str, why: str) -> str:
     from medtl.scans.quarantine import FOLDER, READMITTED, find, readmissions
     from medtl.scans.quarantine import readmit as with_word
 
-    scans = steps.ingest_scans(config)
+    scans = steps.ingest_scans(config, pixels=False)
     one = find(results.excluded(scans), item)
     members = tuple(read_origins(scans.path).get(one.content or "", ()))
     words = with_word(readmissions(config.workspace), one, members, why)
@@ -151,7 +151,7 @@ def codes(config: Config) -> Table:
 
 def _refused(config: Config) -> tuple[tuple[Exclusion, ...], dict[str, list[str]]]:
     """Give what ingest refused, and the file names behind each item and content."""
-    scans = steps.ingest_scans(config)
+    scans = steps.ingest_scans(config, pixels=False)
     return results.excluded(scans), _named(config, scans)
 
 

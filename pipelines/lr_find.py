@@ -14,6 +14,7 @@ from medtl.audit import AuditLog
 from medtl.config import Config
 from medtl.progress import listening
 from pipelines.terminal import ConfigFile, Json, Sets, load_diagnosis, log_to_file, progress, show_table
+from pipelines.upkeep import at_work
 
 if TYPE_CHECKING:
     from medtl.model.lr_find import RangeTest
@@ -45,6 +46,7 @@ def lr_find(
     )
 
 
+@at_work
 def measure(config: Config, phase: str | None) -> RangeTest:
     """Bring the training part and the network together, and run the test; what is prepared already is used."""
     from medtl.dataset.io import read_pack, read_plan, read_split

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medtl.artifacts import Store, code_digest, digest_of, file_digest, storage_errors, verify, write_json
-from medtl.audit import AuditLog
+from medtl.audit import SWEPT, AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
 from medtl.records import PARTS, Artifact, Exclusion, Release
@@ -31,6 +31,7 @@ from pipelines.steps import (
     source_files,
 )
 from pipelines.training import LIBRARIES, threads_for, vault_folder, versions
+from pipelines.upkeep import at_work
 
 log = logging.getLogger("medtl")
 EXTRAS = ("weasyprint", "ipyniivue")  # where they are installed, a report has a PDF and a viewer
@@ -72,6 +73,7 @@ def look_at_inputs(config: Config) -> Inputs:
     )
 
 
+@at_work
 def finished_ingest(config: Config) -> dict[str, Any] | None:
     """Find the summary of an ingest that is done already; None where an archive must be asked first."""
     from medtl.scans.intake import without_pixels
@@ -121,17 +123,23 @@ def _live(config: Config) -> str | None:
     return next((one.release_id for one in entries if one.name == config.name and one.status == "live"), None)
 
 
+@at_work
 def finished_run(config: Config) -> dict[str, Any] | None:
-    """Find the summary of a run that is done already, with every artifact behind it checked byte by byte."""
+    """Find the summary of a run that is done already, with every artifact behind it checked byte by byte.
+
+    A copy of pixels that was swept since is not missed: it is made again by whatever wants it.
+    """
     from medtl.registry.io import Register
 
     path = config.workspace.absolute() / "runs" / f"{run_key(config, look_at_inputs(config))[:32]}.json"
     if not path.is_file():
         return None
     record = json.loads(path.read_bytes())
-    store = Store(config.workspace)
+    store, trail = Store(config.workspace), AuditLog(config.workspace)
     for relative, digest in record["artifacts"].items():
         folder = store.workspace / relative
+        if not folder.exists() and trail.gone(relative) == (SWEPT, digest):
+            continue
         if not folder.is_dir() or verify(folder) != digest:
             log.warning("a result of this run is gone; making it again")
             return None

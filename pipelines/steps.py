@@ -51,6 +51,7 @@ from pipelines import training
 from pipelines.examination import read_examination
 from pipelines.explanations import read_explanations
 from pipelines.prepared import Prepared, Segmented, Trained
+from pipelines.upkeep import at_work
 
 if TYPE_CHECKING:
     from medtl.dataset.leaks import Fingerprints, Listed, Near
@@ -162,8 +163,13 @@ def find_scans(config: Config) -> Artifact | None:
     return Store(config.workspace).find("scans", look_at_source(config).inputs)
 
 
-def ingest_scans(config: Config) -> Artifact:
-    """Files -> scans, exclusions and pixels."""
+@at_work
+def ingest_scans(config: Config, pixels: bool = True) -> Artifact:
+    """Files -> scans, exclusions and pixels.
+
+    Args:
+        pixels: they are wanted: what the store no longer holds of scans that were taken before is read again.
+    """
     from medtl.scans.intake import ingest, read_exclusions, restore
     from medtl.scans.io import write_quarantine
     from medtl.scans.quarantine import FOLDER, TABLE, reasons_table
@@ -178,7 +184,7 @@ def ingest_scans(config: Config) -> Artifact:
         intake.inputs,
         lambda folder: ingest(intake.files, config.scans, names, folder, store, intake.readmitted),
     )
-    if artifact.reused:
+    if pixels and artifact.reused:
         restore(intake.files, config.scans, names, artifact.path, store, intake.readmitted)
     exclusions = read_exclusions(artifact.path)
     table = store.workspace / FOLDER / TABLE

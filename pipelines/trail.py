@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, cast
 
-from medtl.artifacts import MANIFEST, digest_of, file_digest, storage_errors, verify
+from medtl.artifacts import MANIFEST, Store, digest_of, file_digest, storage_errors, verify
 from medtl.audit import GONE, AuditLog, Chain
 from medtl.config import AuditConfig, Config
 from medtl.errors import MedtlError, StorageError
@@ -41,7 +41,8 @@ def recorded(run: Flow[P]) -> Flow[P]:
         said = {"verb": verb, "name": config.name, "config": _config_digest(config), "process": os.getpid()}
         trail.append("run.started", run_id, details=said)
         try:
-            summary = await run(config, *args, **kwargs)
+            with Store(config.workspace).at_work():
+                summary = await run(config, *args, **kwargs)
         except BaseException as error:  # also a signal: whatever ends it is entered, then goes on its way
             # our own messages never hold a patient; anybody else's may
             why = str(error)[:_LONGEST] if isinstance(error, MedtlError) else ""
@@ -154,11 +155,11 @@ def verify_workspace(workspace: Path, chain: Chain, events: Sequence[Mapping[str
     """Hold every result, release and report of a workspace against its verified trail; name all that differs."""
     root = workspace.absolute()
     faults = _end_faults(chain)
-    entered = _entered(events)
+    entered, deleted = _entered(events)
     there = {path.relative_to(root).as_posix() for path in (root / "artifacts").glob("*/[!.]*") if path.is_dir()}
     names = sorted(entered.keys() | there)
     for done, folder in enumerate(names, 1):
-        faults += _result_faults(root, folder, entered.get(folder))
+        faults += _result_faults(root, folder, entered.get(folder), deleted.get(folder))
         advance("verifying results", done, len(names))
     found = faults + list(_file_faults(root, events)) + list(_torn_faults(root, events))
     if any(fault.what == "unknown" for fault in found):
@@ -170,7 +171,7 @@ def _without_the_latest(root: Path, faults: Sequence[Fault]) -> list[Fault]:
     """Look again for entries of what was unknown: a run beside this one may have entered it meanwhile."""
     time.sleep(1.0)
     events = AuditLog(root).events()
-    folders, files = _entered(events), {name for event in events for name in _files_of(event)}
+    folders, files = _entered(events)[0], {name for event in events for name in _files_of(event)}
     return [f for f in faults if f.what != "unknown" or (f.where not in folders and f.where not in files)]
 
 
@@ -191,20 +192,31 @@ def _end_faults(chain: Chain) -> list[Fault]:
     return faults
 
 
-def _entered(events: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Give the last entry of every result that was made and not deleted, by its folder."""
-    found: dict[str, Mapping[str, Any]] = {}
+_Entries = dict[str, Mapping[str, Any]]
+
+
+def _entered(events: Sequence[Mapping[str, Any]]) -> tuple[_Entries, _Entries]:
+    """Give the last entry of every result by its folder: of those that were made, and of those deleted since."""
+    made: _Entries = {}
+    deleted: _Entries = {}
     for event in events:
         folder = event["details"].get("folder")
         if folder and event["action"].endswith(".made"):
-            found[folder] = event
+            made[folder] = event
+            deleted.pop(folder, None)
         elif folder and event["action"] in GONE:
-            found.pop(folder, None)
-    return found
+            made.pop(folder, None)
+            deleted[folder] = event
+    return made, deleted
 
 
-def _result_faults(root: Path, folder: str, event: Mapping[str, Any] | None) -> list[Fault]:
+def _result_faults(
+    root: Path, folder: str, event: Mapping[str, Any] | None, deleted: Mapping[str, Any] | None
+) -> list[Fault]:
     path = root / folder
+    if event is None and deleted is not None and _is(path, deleted["subject"]):
+        why = f"it was about to be deleted at {deleted['time']}: sweep, or discard it, again"
+        return [Fault("unfinished", folder, why)]
     if event is None:
         return [Fault("unknown", folder, "nobody entered it on the trail")]
     if not path.is_dir():
@@ -216,6 +228,14 @@ def _result_faults(root: Path, folder: str, event: Mapping[str, Any] | None) -> 
     if digest != event["subject"] or file_digest(path / MANIFEST) != event["details"]["manifest"]:
         return [Fault("altered", folder, "its bytes agree with one another, and not with the trail")]
     return []
+
+
+def _is(folder: Path, digest: str) -> bool:
+    """Tell whether a result is whole and has this digest."""
+    try:
+        return verify(folder) == digest
+    except MedtlError:
+        return False
 
 
 def _file_faults(root: Path, events: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:

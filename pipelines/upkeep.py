@@ -1,31 +1,35 @@
 """What takes room in a workspace and nobody has wanted for long: found, and deleted on a person's word.
 
 Only copies of pixels go, which are made again from the scans when they are wanted, and training that was given up.
-Evidence stays: scans, cohorts, splits, plans, checkpoints, predictions, evaluations, releases, reports.
+Evidence stays: scans, cohorts, splits, plans, checkpoints, predictions, evaluations, releases, reports. Nothing is
+deleted while a command is at work in the workspace, and no command begins while something is.
 """
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
-from medtl.artifacts import Store, verify
+from medtl.artifacts import MANIFEST, Store, file_digest, storage_errors, sync_folder, verify
 from medtl.audit import SWEPT, AuditLog
+from medtl.config import Config
 from medtl.errors import ConfigError, StorageError, TamperedError
 from medtl.progress import advance
 
 if TYPE_CHECKING:
     from medtl.registry.history import Word
 
-FEWEST_DAYS = 7  # a run may take days, and reads at its end what it found at its beginning
 _PACKS, _SEGMENTS, _SCANS, _UNFINISHED = "pack", "pixels", "scans", "unfinished"
 _DAY_S = 86_400.0
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,57 +46,66 @@ class Unused:
         return not self.folder.startswith(f"{_UNFINISHED}/")
 
 
+def at_work(step: Callable[Concatenate[Config, P], T]) -> Callable[Concatenate[Config, P], T]:
+    """Let nobody sweep the workspace while a function of a config goes on."""
+
+    @functools.wraps(step)
+    def guarded(config: Config, *args: P.args, **kwargs: P.kwargs) -> T:
+        with Store(config.workspace).at_work():
+            return step(config, *args, **kwargs)
+
+    return cast("Callable[Concatenate[Config, P], T]", guarded)
+
+
 def unused(workspace: Path, days: float) -> list[Unused]:
     """Find what can be made again and was not used for so many days, largest first.
 
-    A segment of the pixel store stays while scans that were used since rest on it.
+    A segment of the pixel store stays while scans that were used since rest on it. What a crash kept from being deleted
+    is among them whenever it was used.
 
     Raises:
-        ConfigError: fewer than :data:`FEWEST_DAYS`.
+        ConfigError: days below 0.
         StorageError: a result cannot be read.
     """
-    if not days >= FEWEST_DAYS:
-        raise ConfigError(
-            f"--unused {days:g}: fewer than {FEWEST_DAYS} days could take away what a run under way still reads. Give "
-            f"{FEWEST_DAYS} or more."
-        )
-    store, border = Store(workspace), time.time() - days * _DAY_S
-    found = [(folder, used) for folder, used in _by_use(store, _PACKS) if used < border]
-    found += [(folder, used) for folder, used in _spare_segments(store, border) if used < border]
+    if not days >= 0:
+        raise ConfigError(f"--unused {days:g}: write a number of days, for instance 30.")
+    store, trail, border = Store(workspace), AuditLog(workspace), time.time() - days * _DAY_S
+    packs, segments = _by_use(store, _PACKS), _by_use(store, _SEGMENTS)
+    spare = _spare_segments(store, segments, border)
+    found = [(folder, used) for folder, used in packs if used < border]
+    found += [(folder, used) for folder, used in segments if used < border and folder in spare]
+    found += [one for one in (*packs, *segments) if one not in found and trail.gone(_inside(store, one[0]))]
     found += [(folder, used) for folder, used in _given_up(store.workspace / _UNFINISHED) if used < border]
-    listed = [
-        Unused(folder.relative_to(store.workspace).as_posix(), round(_bytes_of(folder) / 1e6, 1), _time(used))
-        for folder, used in found
-    ]
+    listed = [Unused(_inside(store, folder), round(_bytes_of(folder) / 1e6, 1), _time(used)) for folder, used in found]
     return sorted(listed, key=lambda one: (-one.megabytes, one.folder))
 
 
-def sweep(workspace: Path, days: float, found: Sequence[Unused], word: Word) -> tuple[list[Unused], list[Unused]]:
-    """Delete what :func:`unused` found, each entered on the trail before it goes.
+def sweep(workspace: Path, days: float, word: Word) -> tuple[list[Unused], list[Unused]]:
+    """Delete what :func:`unused` finds, each entered on the trail before it goes.
 
     Returns:
-        What was deleted, and what was left because it is not what was written there. What was wanted meanwhile is in
-        neither.
+        What was deleted, and what was left because it is not what the trail says was made there.
 
     Raises:
-        StorageError: something cannot be deleted.
+        ConfigError: as of :func:`unused`.
+        StorageError: a command is at work in the workspace, or something cannot be deleted.
+        TamperedError: the trail was altered.
     """
-    store, trail, border = Store(workspace), AuditLog(workspace), time.time() - days * _DAY_S
-    gone, altered = [], []
-    for number, one in enumerate(found, 1):
-        folder = store.workspace / one.folder
-        if one.is_result:
-            with store.lock(f"{folder.parent.name}-{folder.name[:16]}"), suppress(FileNotFoundError):
-                if store.last_used(folder) < border:
-                    try:
-                        delete_entered(trail, folder, verify(folder), SWEPT, word)
-                        gone.append(one)
-                    except TamperedError:
-                        altered.append(one)
-        elif _newest(folder) < border:
-            delete_entered(trail, folder, folder.name, "unfinished.swept", word)
-            gone.append(one)
-        advance("deleting", number, len(found))
+    store, trail = Store(workspace), AuditLog(workspace)
+    gone, altered = list[Unused](), list[Unused]()
+    with store.alone():
+        found = unused(workspace, days)
+        for number, one in enumerate(found, 1):
+            folder = store.workspace / one.folder
+            if not one.is_result:
+                delete_entered(trail, folder, folder.name, "unfinished.swept", word)
+                gone.append(one)
+            elif (digest := _as_entered(trail, folder, one.folder)) is not None:
+                delete_entered(trail, folder, digest, SWEPT, word)
+                gone.append(one)
+            else:
+                altered.append(one)
+            advance("deleting", number, len(found))
     return gone, altered
 
 
@@ -108,6 +121,7 @@ def delete_entered(trail: AuditLog, folder: Path, digest: str, action: str, word
     try:
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
+        sync_folder(folder.parent)
         shutil.rmtree(doomed)
     except OSError as error:
         raise StorageError(
@@ -115,13 +129,27 @@ def delete_entered(trail: AuditLog, folder: Path, digest: str, action: str, word
         ) from error
 
 
+def _as_entered(trail: AuditLog, folder: Path, inside: str) -> str | None:
+    """Give a result's digest where it is what the trail says was made there, or was about to be deleted."""
+    with storage_errors(folder):
+        try:
+            digest, manifest = verify(folder), file_digest(folder / MANIFEST)
+        except TamperedError:
+            return None
+    entered = trail.made(inside) == (digest, manifest) or trail.gone(inside) == (SWEPT, digest)
+    return digest if entered else None
+
+
 def _by_use(store: Store, kind: str) -> list[tuple[Path, float]]:
     """List the finished results of a kind, from the one that was used last."""
-    folders = [folder for folder in sorted((store.root / kind).glob("[!.]*")) if folder.is_dir()]
-    return sorted(((folder, store.last_used(folder)) for folder in folders), key=lambda one: -one[1])
+    found = []
+    for folder in sorted((store.root / kind).glob("[!.]*")):
+        with suppress(FileNotFoundError):  # deleted by hand, just now
+            found.append((folder, store.last_used(folder)))
+    return sorted(found, key=lambda one: -one[1])
 
 
-def _spare_segments(store: Store, border: float) -> list[tuple[Path, float]]:
+def _spare_segments(store: Store, segments: Sequence[tuple[Path, float]], border: float) -> set[Path]:
     """Name the segments that no scans rest on that were used since."""
     from medtl.scans.intake import read_origins, read_scans
     from medtl.scans.segments import unneeded
@@ -132,25 +160,22 @@ def _spare_segments(store: Store, border: float) -> list[tuple[Path, float]]:
         if used >= border:
             pixels |= {scan.pixel_digest for scan in read_scans(folder)}
             files |= {sha for members in read_origins(folder).values() for sha in members}
-    segments = dict(_by_use(store, _SEGMENTS))
-    return [(folder, segments[folder]) for folder in unneeded(segments, pixels, files)]
+    return set(unneeded([folder for folder, _ in segments], pixels, files))
 
 
 def _given_up(root: Path) -> Iterator[tuple[Path, float]]:
+    """List unfinished work with the time at which anything in it was written last."""
     for folder in sorted(root.glob("*")):
         if folder.is_dir():
-            yield folder, _newest(folder)
-
-
-def _newest(folder: Path) -> float:
-    """Tell when anything in a folder was written last; now, where it is going away."""
-    with suppress(FileNotFoundError):
-        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-    return time.time()
+            yield folder, max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 def _bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _inside(store: Store, folder: Path) -> str:
+    return folder.relative_to(store.workspace).as_posix()
 
 
 def _time(seconds: float) -> str:

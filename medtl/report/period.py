@@ -41,6 +41,7 @@ _STEPS = {
     "scans.made": "ingests", "cohort.made": "cohorts", "split.made": "splits", "checkpoint.made": "trainings",
     "evaluation.made": "evaluations", "release.applied": "uses of a release",
     "scans.fetched": "fetches from an archive", "result.swept": "unused copies swept",
+    "unfinished.swept": "given-up trainings swept",
 }  # fmt: skip
 _CLEAN: Mapping[Any, str] = {True: "yes", False: "no: leaks were allowed", None: "not recorded"}
 _USED = ("Release", "Uses", "Scans", "Left out", "Share unlike training", "Promised at most")

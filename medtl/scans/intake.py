@@ -34,7 +34,17 @@ from medtl.scans.formats import Decoded
 from medtl.scans.headers import describe
 from medtl.scans.masks import SEGMENTATIONS, STRUCTURES, Grid
 from medtl.scans.quarantine import Readmission, content_of
-from medtl.scans.segments import KIND, PixelStore, Refused, Taken, Unit, known_units, pixel_digest, write_segment
+from medtl.scans.segments import (
+    KIND,
+    PixelStore,
+    Refused,
+    Taken,
+    Unit,
+    known_units,
+    mark_used,
+    pixel_digest,
+    write_segment,
+)
 from medtl.scans.series import REFUSED, Member, Verdict, judge, refused
 from medtl.scans.sources import SourceFile
 
@@ -102,7 +112,9 @@ def restore(
     Raises:
         StorageError: the files give other pixels than they did.
     """
-    gone = without_pixels(folder, store.root / KIND)
+    scans, pixels = read_scans(folder), PixelStore(store.root / KIND)
+    mark_used(store, pixels, scans)
+    gone = [scan for scan in scans if scan not in pixels]
     if not gone:
         return 0
     log.warning("the pixels of %d scans are gone from the store: their files are read again", len(gone))
@@ -192,6 +204,8 @@ class _Intake:
             for job in self._jobs(bundle)
         ]
         done = [unit for units in kept.values() for unit in units]
+        reused = [*done, *(by_digest[job.digest] for job in jobs if job.digest in by_digest)]
+        mark_used(self._store, pixels, (taken.scan for unit in reused for taken in unit.taken))
         done += self._made(jobs, by_digest)
         return done + self._made([self._mask_job(member, done) for member in drawn], by_digest)
 
@@ -202,12 +216,16 @@ class _Intake:
         for batch in _batches(jobs):
             artifact = write_segment(
                 self._store,
-                tuple(f"{job.digest}/{job.bundle}" + "+" * self._tries[job.digest] for job in batch),
+                tuple(self._written(job, job.digest in by_digest) for job in batch),
                 partial(self._finished, batch, by_digest, seen, total),
             )
             done += read_record(artifact.path / "units.json", tuple[Unit, ...])
             seen += sum(len(job.members) for job in batch)
         return done
+
+    def _written(self, job: _Job, known: bool) -> str:
+        """Name a unit as its segment holds it: of one that is known already only the findings, no pixels."""
+        return f"{job.digest}/{job.bundle}" + "+" * self._tries[job.digest] + "=" * known
 
     def _standing(self, known: Iterable[Unit], first: Mapping[str, SourceFile]) -> dict[str, list[Unit]]:
         """Give the bundles that are there as they were, of each series one."""

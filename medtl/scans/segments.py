@@ -141,6 +141,10 @@ class PixelStore:
     def __contains__(self, scan: Scan) -> bool:
         return scan.pixel_digest in self._places
 
+    def segments(self, scans: Iterable[Scan]) -> list[Path]:
+        """Name the segments that hold the pixels of these scans, as far as any does."""
+        return sorted({self._places[scan.pixel_digest][0] for scan in scans if scan in self})
+
     def __call__(self, scan: Scan) -> AnyArray:
         """Give one scan's pixels, shape ``scan.shape``, without copying them.
 
@@ -149,15 +153,26 @@ class PixelStore:
             TamperedError: the segment was altered.
         """
         if scan not in self:
-            raise StorageError(
-                f"The pixels of a scan are gone from '{self._root}'. Run `medtl ingest` with the same config: "
-                "the files are read again."
-            )
+            raise self._gone()
         folder, offset, size = self._places[scan.pixel_digest]
         if folder not in self._maps:
-            _verified(folder, (folder / PIXELS).stat().st_mtime_ns)
-            self._maps[folder] = np.memmap(folder / PIXELS, dtype=np.uint8, mode="r")
+            try:
+                _verified(folder, (folder / PIXELS).stat().st_mtime_ns)
+                self._maps[folder] = np.memmap(folder / PIXELS, dtype=np.uint8, mode="r")
+            except FileNotFoundError as error:
+                raise self._gone() from error
         return self._maps[folder][offset : offset + size].view(np.dtype(scan.dtype)).reshape(scan.shape)
+
+    def _gone(self) -> StorageError:
+        return StorageError(
+            f"The pixels of a scan are gone from '{self._root}'. Run the same command again: its files are read again."
+        )
+
+
+def mark_used(store: Store, pixels: PixelStore, scans: Iterable[Scan]) -> None:
+    """Note that the segments of some scans are wanted: nobody may sweep them from under a run."""
+    for folder in pixels.segments(scans):
+        store.mark_used(folder)
 
 
 @functools.lru_cache(maxsize=4096)
