@@ -123,15 +123,16 @@ def config_file(tmp_path: Path, study: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the workspace of two finished runs of one name, each with a validated release."""
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Path:
+    """Give the workspace of two finished runs of one name, each with a validated release; nobody may write into it."""
     folder = tmp_path_factory.mktemp("finished")
     config = folder / "tiny.yaml"
     config.write_text(CONFIG.format(workspace=folder / "w", source=write_study(folder / "study")))
     for seed in (0, 1):
         command = [sys.executable, "-m", "pipelines.cli", "run", str(config), "--set", GATE, "--set", f"seed={seed}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+        server = {**os.environ, "PREFECT_API_URL": prefect_server}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=server)
         assert done.returncode == 0, done.stderr
     return folder / "w"
 

@@ -45,25 +45,25 @@ def faults_of(workspace: Path) -> list[str]:
     return [fault.where for fault in verify_workspace(workspace, trail.verify(), trail.events())]
 
 
-def test_one_bit_in_any_file_of_a_finished_run_is_named(finished: Path) -> None:
-    assert faults_of(finished) == []
+def test_one_bit_in_any_file_of_a_finished_run_is_named(workspace: Path) -> None:
+    assert faults_of(workspace) == []
     evidence = [
         path
-        for path in sorted(finished.rglob("*"))
-        if path.is_file() and path.relative_to(finished).parts[0] not in (*NOT_EVIDENCE, "audit.jsonl", "audit.head")
+        for path in sorted(workspace.rglob("*"))
+        if path.is_file() and path.relative_to(workspace).parts[0] not in (*NOT_EVIDENCE, "audit.jsonl", "audit.head")
     ]
-    kinds = {path.relative_to(finished).parts[0] for path in evidence}
+    kinds = {path.relative_to(workspace).parts[0] for path in evidence}
     assert {"artifacts", "registry", "reports", "runs", "quarantine"} <= kinds
     for path in evidence:
         whole, times = path.read_bytes(), path.stat()
         place = len(whole) // 2
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        found = faults_of(finished)
+        found = faults_of(workspace)
         path.write_bytes(whole)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-        name = path.relative_to(finished).as_posix()
+        name = path.relative_to(workspace).as_posix()
         assert len(found) == 1 and name.startswith(found[0]), (name, found)
-    assert faults_of(finished) == []
+    assert faults_of(workspace) == []
 
 
 def test_what_is_missing_or_was_put_there_by_hand_is_named(workspace: Path) -> None:
