@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -135,6 +136,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> P
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=server)
         assert done.returncode == 0, done.stderr
     return folder / "w"
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path) -> Path:
+    """Give a copy of the finished runs' workspace, to write into."""
+    shutil.copytree(finished, tmp_path / "w")
+    return tmp_path / "w"
 
 
 @pytest.fixture

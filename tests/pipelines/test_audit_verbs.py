@@ -19,30 +19,11 @@ from medtl.config import load_config
 from medtl.registry.parcel import pack
 from pipelines import steps
 from pipelines.apply import Request, apply_release
-from pipelines.cli import call
-from pipelines.trail import NOT_EVIDENCE, verify_workspace
+from pipelines.trail import NOT_EVIDENCE
+from verbs import faults_of, medtl
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 WORD = ["--by", "A. Auditor", "--role", "head of radiology", "--reason", "read the report"]
-
-
-@pytest.fixture
-def workspace(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "w")
-    return tmp_path / "w"
-
-
-def medtl(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any, str]:
-    capsys.readouterr()
-    code = call([*map(str, arguments), "--json"])
-    said = capsys.readouterr()
-    lines = said.out.splitlines()
-    return code, json.loads(lines[-1]) if lines else None, said.err
-
-
-def faults_of(workspace: Path) -> list[str]:
-    trail = AuditLog(workspace)
-    return [fault.where for fault in verify_workspace(workspace, trail.verify(), trail.events())]
 
 
 def test_one_bit_in_any_file_of_a_finished_run_is_named(workspace: Path) -> None:

@@ -25,8 +25,8 @@ from medtl.errors import StorageError, TamperedError
 from medtl.records import Artifact
 from medtl.registry.history import Word
 from pipelines import advise, lr_find, results, steps, upkeep
-from pipelines.cli import call
 from pipelines.trail import recorded, verify_workspace
+from verbs import faults_of, medtl
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 WORD = ["--by", "N. Engineer", "--role", "operations", "--reason", "the disk is small"]
@@ -35,22 +35,8 @@ SAID = Word("N. Engineer", "operations", "the disk is small")
 
 
 @pytest.fixture
-def workspace(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "w")
-    return tmp_path / "w"
-
-
-@pytest.fixture
 def config(finished: Path, workspace: Path) -> Config:
     return load_config(finished.parent / "tiny.yaml", [f"workspace={workspace}", GATE])
-
-
-def medtl(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any, str]:
-    capsys.readouterr()
-    code = call([*map(str, arguments), "--json"])
-    said = capsys.readouterr()
-    lines = said.out.splitlines()
-    return code, json.loads(lines[-1]) if lines else None, said.err
 
 
 def age(workspace: Path, days: float = 40.0) -> None:
@@ -62,11 +48,6 @@ def age(workspace: Path, days: float = 40.0) -> None:
 
 def named(found: list[upkeep.Unused]) -> list[str]:
     return sorted(one.folder.split("/")[1] for one in found)
-
-
-def faults(workspace: Path) -> list[str]:
-    trail = AuditLog(workspace)
-    return [fault.where for fault in verify_workspace(workspace, trail.verify(), trail.events())]
 
 
 def digests(workspace: Path) -> dict[str, str]:
@@ -96,7 +77,7 @@ def test_only_copies_of_pixels_go_and_a_run_makes_the_same_again(
     code, told, _ = medtl(capsys, "audit", "sweep", "--delete", *WORD, *here)
     assert code == 0 and told["deleted"] and [one["folder"] for one in told["found"]] == folders
     assert digests(workspace) == {name: digest for name, digest in before.items() if name not in folders}
-    assert faults(workspace) == []
+    assert faults_of(workspace) == []
     swept = [event for event in AuditLog(workspace).events() if event["action"] == "result.swept"]
     assert [(event["details"]["folder"], event["subject"]) for event in swept] == [(f, before[f]) for f in folders]
     assert all(event["details"]["reason"] == "the disk is small" for event in swept)
@@ -109,7 +90,7 @@ def test_only_copies_of_pixels_go_and_a_run_makes_the_same_again(
     assert done.returncode == 0, done.stderr
     now = digests(workspace)
     assert {name: now.get(name) for name in before} == before and len(now) > len(before)
-    assert "not the same" not in done.stderr and faults(workspace) == []
+    assert "not the same" not in done.stderr and faults_of(workspace) == []
 
 
 def test_what_was_wanted_since_stays_and_so_do_the_pixels_it_rests_on(workspace: Path, config: Config) -> None:
@@ -130,7 +111,7 @@ def test_pixels_that_were_swept_come_back_with_the_next_ingest(workspace: Path, 
     assert scans.reused and results.finished_ingest(config) is not None
     now = digests(workspace)
     assert {name for name in before if name not in now} == {one.folder for one in found if "/pack/" in one.folder}
-    assert all(before[name] == digest for name, digest in now.items()) and faults(workspace) == []
+    assert all(before[name] == digest for name, digest in now.items()) and faults_of(workspace) == []
 
 
 def test_segments_of_other_settings_go_when_nothing_wants_their_scans(workspace: Path, config: Config) -> None:
@@ -155,7 +136,7 @@ def test_what_was_altered_is_left_for_whoever_asks(workspace: Path, capsys: pyte
     inside = path.parent.relative_to(workspace).as_posix()
     assert code == 1 and told["altered"] == [inside] and inside in why and path.exists()
     assert [one["folder"].split("/")[1] for one in told["found"]] == ["pixels"]
-    assert faults(workspace) == [inside]
+    assert faults_of(workspace) == [inside]
 
 
 def test_training_that_was_given_up_goes_and_what_goes_on_stays(workspace: Path) -> None:
@@ -171,7 +152,7 @@ def test_training_that_was_given_up_goes_and_what_goes_on_stays(workspace: Path)
     assert upkeep.sweep(workspace, 30, SAID) == (found, [])
     assert sorted(path.name for path in (workspace / "unfinished").iterdir()) == ["fit-resumed", "fit-young"]
     assert [e["subject"] for e in AuditLog(workspace).events() if e["action"] == "unfinished.swept"] == ["fit-old"]
-    assert faults(workspace) == []
+    assert faults_of(workspace) == []
 
 
 def test_an_ingest_marks_what_it_rests_on_whether_its_scans_are_found_or_new(
@@ -229,7 +210,7 @@ with Store(pathlib.Path(sys.argv[1])).at_work():
         patch.setattr(upkeep, "delete_entered", slowly)
         assert len(upkeep.sweep(workspace, 30, SAID)[0]) == 2
     worker.join(60)
-    assert came and came[0].reused and results.finished_ingest(config) is not None and faults(workspace) == []
+    assert came and came[0].reused and results.finished_ingest(config) is not None and faults_of(workspace) == []
 
 
 def test_what_reads_the_workspace_holds_it(workspace: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,11 +249,11 @@ def test_what_only_agrees_with_itself_and_what_nobody_entered_stays(workspace: P
     manifest["note"] = "agrees with all its files"
     (true / "manifest.json").write_text(json.dumps(manifest))
     age(workspace)
-    found = faults(workspace)
+    found = faults_of(workspace)
     assert sorted(found) == sorted(["artifacts/pack/forged", true.relative_to(workspace).as_posix()])
     gone, altered = upkeep.sweep(workspace, 30, SAID)
     assert named(gone) == ["pixels"] and named(altered) == ["pack", "pack"]
-    assert sorted(faults(workspace)) == sorted(found)
+    assert sorted(faults_of(workspace)) == sorted(found)
 
 
 def test_a_deed_that_a_crash_kept_from_being_done_is_unfinished_and_done_next_time(
@@ -295,9 +276,9 @@ def test_a_deed_that_a_crash_kept_from_being_done_is_unfinished_and_done_next_ti
     left = upkeep.unused(workspace, 30)
     assert workspace / fault.where in [workspace / one.folder for one in left]
     upkeep.sweep(workspace, 30, SAID)
-    assert faults(workspace) == [] and not (workspace / fault.where).exists()
+    assert faults_of(workspace) == [] and not (workspace / fault.where).exists()
     steps.ingest_scans(config)
-    assert segment.is_dir() and faults(workspace) == []
+    assert segment.is_dir() and faults_of(workspace) == []
 
 
 def test_a_trail_that_was_cut_is_said_and_nothing_is_called_altered(workspace: Path) -> None:
@@ -324,7 +305,7 @@ def test_half_of_a_deleted_result_never_passes_for_one(
     age(workspace)
     shutil.rmtree(workspace / "artifacts" / "pack")
     (found,) = upkeep.unused(workspace, 30)
-    before = faults(workspace)  # the pack is missing
+    before = faults_of(workspace)  # the pack is missing
 
     def fails(folder: Path, ignore_errors: bool = False) -> None:
         if not ignore_errors:
@@ -335,7 +316,7 @@ def test_half_of_a_deleted_result_never_passes_for_one(
         patch.setattr(upkeep.shutil, "rmtree", fails)
         with pytest.raises(StorageError, match="it is entered"):
             upkeep.sweep(workspace, 30, SAID)
-    assert not (workspace / found.folder).exists() and faults(workspace) == before
+    assert not (workspace / found.folder).exists() and faults_of(workspace) == before
     steps.ingest_scans(config)
-    assert (workspace / found.folder).is_dir() and faults(workspace) == before
+    assert (workspace / found.folder).is_dir() and faults_of(workspace) == before
     assert list((workspace / "artifacts").glob("*/.*")) == []  # the half of it was rubbish of a day ago
