@@ -543,9 +543,20 @@ class SegmenterConfig(Section):
         le=20,
         description="networks whose probabilities are averaged, each trained without one fold of the training part",
     )
+    refit: bool = Field(
+        False,
+        description="train a second network on training and validation together, as long as the first one's best "
+        "state took; the second is tested and released, what validation decides the first decides",
+    )
     validate_every: int | None = Field(
         None, ge=1, description="epochs from one validation to the next; null: 15 validations in a phase"
     )
+
+    @model_validator(mode="after")
+    def _refit_is_one_network(self) -> Self:
+        if self.refit and self.members > 1:
+            raise ValueError("refit and members are two ways to use more of the patients: set one of them")
+        return self
 
 
 class InferenceConfig(Section):

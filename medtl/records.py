@@ -370,8 +370,22 @@ class LoadReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Refit:
+    """How a network was trained once more, on training and validation together; nothing chose among its states."""
+
+    chosen_by: str  # sha256 of the weights of the network that phases and epochs were chosen with
+    studies: int
+    patients: int
+    phases: tuple[Phase, ...]  # with the proof of what was frozen; nothing was validated
+    history: tuple[Epoch, ...]  # of losses on training
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A trained network's description; its weights lie beside it as safetensors."""
+    """A trained network's description; its weights lie beside it as safetensors.
+
+    ``phases`` and ``history`` are of the training that validation watched, also where ``refit`` is there.
+    """
 
     backbone: str
     task: Task
@@ -389,6 +403,7 @@ class Checkpoint:
     mean: tuple[float, ...] = ()  # subtracted from values of 0 to 1, one per channel; empty: the backbone's own
     std: tuple[float, ...] = ()  # divided by
     members: tuple[str, ...] = ()  # sha256 of the weights of further networks, whose answers are averaged with these
+    refit: Refit | None = None  # where these are the weights of a second training
 
 
 @dataclass(frozen=True, slots=True)

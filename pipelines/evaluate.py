@@ -41,11 +41,16 @@ async def measured(config: Config, prepared: Prepared, split: Artifact, checkpoi
 
 
 async def measure_masks(config: Config, prepared: Prepared, purpose: str = "model", scratch: bool = False) -> Segmented:
-    """Train one segmentation, choose on validation how masks are cleaned, open the test part, measure."""
-    checkpoint = await fit(config, prepared, scratch)
-    val = await tasks.predict_masks(config, prepared, checkpoint, "val")
+    """Train one segmentation, choose on validation how masks are cleaned, open the test part, measure.
+
+    Where it is trained once more on validation too, what was chosen there was chosen with the network before.
+    """
+    chosen = await fit(config, prepared, scratch)
+    val = await tasks.predict_masks(config, prepared, chosen, "val")
+    again = config.model.segmenter.refit
+    checkpoint = await tasks.refit_masks(config, prepared, chosen, scratch) if again else chosen
     test = await tasks.predict_masks(config, prepared, checkpoint, "test", purpose)
-    return Segmented(checkpoint, val, test, await tasks.evaluate_masks(config, prepared, val, test))
+    return Segmented(checkpoint, val, test, await tasks.evaluate_masks(config, prepared, val, test), chosen=chosen)
 
 
 async def learning_curve(config: Config, prepared: Prepared, checkpoint: Artifact) -> Artifact | None:

@@ -41,4 +41,5 @@ class Segmented:
     val: Artifact  # predicted masks, before cleaning
     test: Artifact
     evaluation: Artifact  # with what each mask measured, and how masks are cleaned
+    chosen: Artifact  # the checkpoint that validation chose; another one where it was trained once more since
     growth: Artifact | None = None  # the learning curve of the one that may become a release, where asked for

@@ -329,6 +329,7 @@ def artifacts_of(
     for model in models:
         if isinstance(model, Segmented):
             found += [model.checkpoint, model.val, model.test, model.evaluation]
+            found += [model.chosen] if model.chosen.digest != model.checkpoint.digest else []
             found += [model.growth] if model.growth else []
             continue
         found += [model.checkpoint, model.calibrator, model.val, model.test, model.evaluation]

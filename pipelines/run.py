@@ -52,7 +52,7 @@ async def run(config: Config) -> dict[str, Any]:
 async def _segment(config: Config, prepared: Prepared, key: str, started: float) -> dict[str, Any]:
     """Go the second half of the way for a segmentation."""
     segmented = await measure_masks(config, prepared)
-    segmented = replace(segmented, growth=await learning_curve(config, prepared, segmented.checkpoint))
+    segmented = replace(segmented, growth=await learning_curve(config, prepared, segmented.chosen))
     scratch = await measure_masks(config, prepared, "reference", scratch=True) if config.model.scratch else None
     comparison = await tasks.compare_masks(config, [segmented], [scratch]) if scratch else None
     artifact, release = await tasks.release_masks(config, prepared, segmented)

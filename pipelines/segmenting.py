@@ -26,7 +26,7 @@ from medtl.artifacts import (
 )
 from medtl.audit import AuditedStore
 from medtl.config import Config
-from medtl.errors import PlanError
+from medtl.errors import PlanError, SplitError
 from medtl.progress import advance
 from medtl.records import (
     AnyArray,
@@ -37,6 +37,7 @@ from medtl.records import (
     GridPlan,
     MaskResult,
     Part,
+    Refit,
     Release,
     Scan,
     Split,
@@ -160,6 +161,18 @@ def fit_masks(config: Config, prepared: Prepared, scratch: bool = False) -> Arti
     return joined
 
 
+def refit_masks(config: Config, prepared: Prepared, chosen: Artifact, scratch: bool = False) -> Artifact:
+    """Checkpoint -> one trained once more, on training and validation together, as long as its best state took."""
+    from medtl.model.io import read_checkpoint
+    from medtl.model.phases import phases_again
+
+    config = from_scratch(config) if scratch else config
+    again = phases_again(config.model.schedule, read_checkpoint(chosen.path).phases, config.model.guard)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"phases": again})})
+    label = "training from scratch on validation too" if scratch else "training on validation too"
+    return _fit_one(config, prepared, label, chosen)
+
+
 def _join(folder: Path, members: Sequence[Path]) -> None:
     from medtl.model.io import join_segmenters
 
@@ -189,13 +202,20 @@ def _folds_within(config: Config, prepared: Prepared, count: int) -> list[Artifa
     return found
 
 
-def _fit_one(config: Config, prepared: Prepared, label: str) -> Artifact:
+def _fit_one(config: Config, prepared: Prepared, label: str, chosen: Artifact | None = None) -> Artifact:
     """Train one network, phase by phase; go on where an interrupted run was."""
-    return train_patches(config, prepared, label, [file_digest(Path(__file__))], counts="inference")  # which validates
+    code = [file_digest(Path(__file__))]
+    return train_patches(config, prepared, label, code, counts="inference", chosen=chosen)  # inference validates
 
 
 def train_patches(
-    config: Config, prepared: Prepared, label: str, code: Sequence[str], counts: str, unlabelled: bool = False
+    config: Config,
+    prepared: Prepared,
+    label: str,
+    code: Sequence[str],
+    counts: str,
+    unlabelled: bool = False,
+    chosen: Artifact | None = None,
 ) -> Artifact:
     """Train a network that learns from patches; see :func:`pipelines.steps.train_network`."""
     rests_on = {
@@ -204,7 +224,7 @@ def train_patches(
         "libraries": training.versions("torch", "torchvision", "monai", "numpy"),
     }
     artifacts = (prepared.cohort, prepared.split, prepared.plan, prepared.pack)
-    return steps.train_network(config, *artifacts, rests_on, label, counts, unlabelled=unlabelled)
+    return steps.train_network(config, *artifacts, rests_on, label, counts, unlabelled=unlabelled, chosen=chosen)
 
 
 def train_here(job: training.Job, folder: Path) -> None:
@@ -239,12 +259,19 @@ def train_here(job: training.Job, folder: Path) -> None:
     def judge(new: FloatArray, old: FloatArray) -> float:
         return share_of_means_better(new, old, val, [patient[s] for s in val], _RESAMPLES, config.seed)
 
-    patches = Patches(volumes, [row[s] for s in split.train], plan, config.dataset.patches, config.seed)
-    material = segment_fit.SegmentMaterial(patches, validate, judge)
+    learned = split.train if job.chosen is None else sorted((*split.train, *split.val), key=row.__getitem__)
+    patches = Patches(volumes, [row[s] for s in learned], plan, config.dataset.patches, config.seed)
+    asked = (validate, judge) if job.chosen is None else (None, None)
+    material = segment_fit.SegmentMaterial(patches, *asked)
     saver = io.FolderSaver(job.unfinished)
     phases, history = segment_fit.fit_segmenter(network, material, plan, model, config.seed, saver, job.label)
     if parallel.rank() != 0:
         return
+    refit: Refit | None = None
+    if job.chosen is not None:
+        first, people = io.read_checkpoint(job.chosen), {patient[study] for study in learned}
+        refit = Refit(first.weights_sha256, len(learned), len(people), phases, history)
+        phases, history = first.phases, first.history
     described = {
         "backbone": network.kind,
         "task": cohort.task,
@@ -253,6 +280,7 @@ def train_here(job: training.Job, folder: Path) -> None:
         "size": plan.patch,
         **training.described_by(network, report, phases, history),
         "environment": training.environment_of(job, device.type, precision),
+        "refit": refit,
     }
     io.write_segmenter(folder, network.to("cpu"), described, model)
 
@@ -271,11 +299,18 @@ def _dice_on_grid(
 def predict_masks(
     config: Config, prepared: Prepared, checkpoint: Artifact, part: Part, purpose: str = "model"
 ) -> Artifact:
-    """Checkpoint -> masks of one part in the voxels of its scans. Opening the test part is logged."""
+    """Checkpoint -> masks of one part in the voxels of its scans. Opening the test part is logged.
+
+    Raises:
+        SplitError: of the validation part, by a network that learned from it.
+    """
     from medtl.dataset.io import read_split
+    from medtl.model.io import read_checkpoint
     from medtl.scans.segments import PixelStore
     from medtl.studies.io import read_cohort
 
+    if part == "val" and read_checkpoint(checkpoint.path).refit is not None:
+        raise SplitError("This network learned from the validation part: nothing may be chosen or judged there by it.")
     inputs = {
         "checkpoint": checkpoint.digest,
         "scans": prepared.scans.digest,

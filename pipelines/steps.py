@@ -555,12 +555,14 @@ def train_network(
     counts: str | None = None,
     shared: bool = False,
     unlabelled: bool = False,
+    chosen: Artifact | None = None,
 ) -> Artifact:
     """Train the network of a config's model, or find it trained; keep how long it took.
 
     Args:
         rests_on: what the network depends on beside what was prepared, the model's settings and the machine.
         counts: a setting of the model that it depends on here, though elsewhere it does not.
+        chosen: the checkpoint of a first training, which these phases were chosen with on validation.
     """
     from medtl.model import devices, io
     from medtl.model.vault import Vault, resolve_weights
@@ -575,7 +577,7 @@ def train_network(
         "plan": plan.digest,
         "pack": pack.digest,
         "config": {
-            **model.model_dump(mode="json", exclude={**left_out, "segmenter": {"members"}}),
+            **model.model_dump(mode="json", exclude={**left_out, "segmenter": {"members", "refit"}}),
             "phases": [phase.model_dump(mode="json") for phase in model.schedule],
         },
         "weights": [weights.sha256, asdict(weights.contract) if weights.contract else None] if weights else None,
@@ -583,13 +585,14 @@ def train_network(
         "device": device.type,
         "precision": devices.precision_of(model, device),
         "threads": threads,
+        **({"chosen": chosen.digest} if chosen else {}),
         **rests_on,
     }
     store = AuditedStore(config.workspace)
     saver = io.FolderSaver(store.scratch(f"fit-{digest_of(inputs)[:24]}"))
     job = training.Job(
         config, cohort.path, split.path, plan.path, pack.path, pack.digest, saver.path.parent, label, threads, shared,
-        unlabelled,
+        unlabelled, chosen.path if chosen else None,
     )  # fmt: skip
     if saver.path.exists() and store.find("checkpoint", inputs) is None:
         log.warning("an interrupted training was found; going on from where it was last saved")
@@ -929,6 +932,7 @@ def provenance(config: Config, prepared: Prepared, trained: Trained | Segmented)
         "checkpoint": trained.checkpoint.digest,
         "model": checkpoint.weights_sha256,
         **({"members": list(checkpoint.members)} if checkpoint.members else {}),
+        **({"chosen_by": checkpoint.refit.chosen_by} if checkpoint.refit else {}),
         **({"leaks": in_words(leaks)} if leaks else {}),  # travels with the release, whatever its gate asked
         "evaluation": trained.evaluation.digest,
         "environment": dict(checkpoint.environment),

@@ -52,6 +52,7 @@ class Job:
     threads: int
     shared: bool = False  # keep the frozen layers' activations of the whole cohort, for other folds
     unlabelled: bool = False  # scans are filled in, not diagnosed or segmented
+    chosen: Path | None = None  # the checkpoint that phases and epochs were chosen with: validation is learned from too
 
 
 def train(job: Job, folder: Path) -> None:
@@ -290,6 +291,7 @@ def _in_processes(job: Job, folder: Path) -> None:
         **{name: str(getattr(job, name)) for name in ("cohort", "split", "plan", "pack", "unfinished")},
         "pack_digest": job.pack_digest, "label": job.label, "threads": job.threads, "folder": str(folder),
         "shared": job.shared, "unlabelled": job.unlabelled, "started_by": os.getpid(),
+        "chosen": str(job.chosen) if job.chosen else None,
     }  # fmt: skip
     path = job.unfinished / "job.json"
     write_bytes(path, json.dumps(said).encode())

@@ -29,7 +29,7 @@ def main(path: Path) -> int:
     config = Config.model_validate(said["config"])
     job = Job(
         config=config, **folders, pack_digest=said["pack_digest"], label=said["label"], threads=said["threads"],
-        shared=said["shared"], unlabelled=said["unlabelled"],
+        shared=said["shared"], unlabelled=said["unlabelled"], chosen=Path(said["chosen"]) if said["chosen"] else None,
     )  # fmt: skip
     first = os.environ.get("RANK") == "0"
     logging.basicConfig(

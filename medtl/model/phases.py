@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from medtl.config import PhaseConfig
 from medtl.errors import ConfigError, ModelError
 from medtl.model.surgery import HEAD, StagedNetwork
+from medtl.records import Phase
 
 _MOMENTUM = 0.9
 Norms = nn.modules.batchnorm._BatchNorm
@@ -52,6 +53,24 @@ def unfrozen_stages(phase: PhaseConfig, stages: Sequence[str]) -> tuple[str, ...
             f"Phase '{phase.name}' leaves a frozen stage above an unfrozen one. Unfreeze from a stage up to the head."
         )
     return names[first:]
+
+
+def phases_again(schedule: Sequence[PhaseConfig], done: Sequence[Phase], guard: float) -> tuple[PhaseConfig, ...]:
+    """Give the phases that led to the state that was kept, each as long as its best epoch and never stopped early.
+
+    A phase that did not beat the best before it by more than chance left no trace: the next one started from that best.
+
+    Args:
+        schedule: what was asked for.
+        done: what came of it, in the same order.
+        guard: share of resamples in which a phase had to be better.
+    """
+    kept = next(number for number, phase in enumerate(done) if phase.kept)
+    return tuple(
+        wanted.model_copy(update={"epochs": phase.best_epoch, "patience": None})
+        for wanted, phase in zip(schedule[: kept + 1], done[: kept + 1], strict=True)
+        if phase.chance_better is None or phase.chance_better >= guard
+    )
 
 
 def frozen_count(phase: PhaseConfig, stages: Sequence[str]) -> int:

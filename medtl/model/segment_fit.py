@@ -54,15 +54,17 @@ class SegmentMaterial:
 
     Args:
         validate: predicts the validation part; Dice of each study and structure, NaN where both masks are empty. Every
-            process calls it at the same time and gets the whole table, so each may predict its share.
-        judge: tells in which share of resamples of the validation patients the first of two such tables is better.
+            process calls it at the same time and gets the whole table, so each may predict its share. ``None``: nobody
+            is left to ask, and a phase ends with its last epoch.
+        judge: tells in which share of resamples of the validation patients the first of two such tables is better;
+            ``None`` with ``validate``.
         loss: of a batch, where it is not of masks.
         watched: what the table of validation holds, if not Dice; more is better, 1 is all.
     """
 
     patches: PatchSource
-    validate: Callable[[SegmenterNetwork], FloatArray]
-    judge: Judge
+    validate: Callable[[SegmenterNetwork], FloatArray] | None
+    judge: Judge | None
     loss: BatchLoss | None = None
     watched: str = "dice"
 
@@ -253,7 +255,8 @@ class _Run(Trainer):
     def judge(self, phase: PhaseConfig, boundary: int) -> bool:
         progress, loss = self.progress, self.progress.losses / max(self.progress.count, 1)
         every, done = self.config.segmenter.validate_every or -(-phase.epochs // _VALIDATIONS), progress.epoch + 1
-        if done < phase.epochs and done % every:
+        watched = self.material.validate is not None
+        if done < phase.epochs and (done % every or not watched):
             progress.history.append(Epoch(phase.name, done, loss, math.nan, None))
             return False
         for stage in list(self.network.stages.values())[boundary:]:
@@ -263,9 +266,11 @@ class _Run(Trainer):
             mean = mean_dice(dice)
             self.offer(phase, (-math.inf if mean is None else mean, -loss), dice)
         progress.history.append(Epoch(phase.name, done, loss, math.nan if mean is None else 1 - mean, None))
-        return True
+        return watched
 
     def _validate(self) -> FloatArray:
+        if self.material.validate is None:
+            return np.empty((0, 0))
         with torch.no_grad():
             return np.ascontiguousarray(self.material.validate(self.network), dtype=np.float64)
 

@@ -147,7 +147,7 @@ class Trainer(ABC):
 
     Args:
         compare: tells in which share of resamples of the validation patients the first of two models is better, from
-            what they gave there; the judge of the negative-transfer guard.
+            what they gave there; the judge of the negative-transfer guard. ``None``: every phase is kept.
         monitor: which figure of validation chooses the best epoch.
     """
 
@@ -160,7 +160,7 @@ class Trainer(ABC):
         config: ModelConfig,
         seed: int,
         saver: Saver,
-        compare: Judge,
+        compare: Judge | None,
         monitor: str,
     ) -> None:
         self.network, self.config, self.seed, self.saver = network, config, seed, saver
@@ -335,6 +335,8 @@ class Trainer(ABC):
         progress, guard = self.progress, self.config.guard
         if not progress.best:
             return None, True, "the first phase"
+        if self.compare is None:
+            return None, True, "nothing was asked"
         new, old = (part[self.judged].double().numpy() for part in (progress.phase_val, progress.best_val))
         chance = self.compare(new, old)
         before = next(p.name for p in reversed(progress.phases) if p.kept)

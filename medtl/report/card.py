@@ -34,6 +34,9 @@ def card(
     )
     kept = next((phase.name for phase in checkpoint.phases if phase.kept), DASH)
     several = f"{1 + len(checkpoint.members)} of " if checkpoint.members else ""
+    refit = checkpoint.refit
+    people = f"{refit.patients:,} patients" if refit else ""
+    again = [f"- Trained a second time, on training and validation together: {people}"] if refit else []
     lines = [
         f"# {_plain(name)}",
         "",
@@ -43,6 +46,7 @@ def card(
         "",
         f"- Task: {_task(plan)}",
         f"- Network: {several}{checkpoint.backbone}, {checkpoint.parameters:,} parameters; kept phase: {_plain(kept)}",
+        *again,
         f"- Start weights: {_plain(source)}",
         f"- Input: {_input(plan)}",
         "",

@@ -22,7 +22,7 @@ from scipy import ndimage
 from medtl.records import AnyArray, ComponentChoice, FloatArray, GridPlan, MaskQuality, MaskResult, Score
 from medtl.report import fairness, figures, findings, tables, words
 from medtl.report.checklists import Answer, Checklist, checklists
-from medtl.report.facts import Facts, flow
+from medtl.report.facts import Facts, flow, weights_name
 from medtl.report.facts import as_json as facts_as_json
 from medtl.report.figures import COLOURS, FAINT, INK, MOST_CURVES, STYLE, as_svg, drawable
 from medtl.report.page import as_data, sealed
@@ -150,6 +150,9 @@ def render(facts: MaskFacts) -> str:
         purpose=purpose(facts),
         model=_model_table(facts),
         phases=_phase_table(facts),
+        refit=_refit_table(facts),
+        refit_sentence=refit_sentence(facts),
+        learned_from=learned_from(facts),
         components=_component_table(facts),
         structures=structure_table(facts),
         pixels=_group(facts, "Pixels", PIXEL_METRICS),
@@ -254,6 +257,27 @@ def _dice_by_study(facts: MaskFacts) -> list[float]:
         by_study.setdefault(one.study_id, []).append(one)
     means = (MaskCase(False, tuple(rows), ()).dice for rows in by_study.values())
     return [value for value in means if value is not None]
+
+
+def learned_from(facts: MaskFacts) -> str:
+    """Say how many studies taught the network, and whose weights it started from."""
+    refit, weights = facts.checkpoint.refit, weights_name(facts.checkpoint.weights.source)
+    if refit is None:
+        return f"{len(facts.split.train):,} training studies; pretrained weights: {weights}."
+    return f"{refit.studies:,} studies of training and validation together; pretrained weights: {weights}."
+
+
+def refit_sentence(facts: MaskFacts) -> str:
+    """Say what the second training was, and what the first one decided for it; nothing where there was one alone."""
+    refit = facts.checkpoint.refit
+    if refit is None:
+        return ""
+    return (
+        f"These weights come from a second training, on training and validation together ({refit.studies:,} studies, "
+        f"{refit.patients:,} patients), as long as the best state of the first one took; nothing chose among its "
+        "states. The phases above, the curve, what is kept of a mask and how a Dice is foretold are the first "
+        "network's, which never saw the validation part. The test part measures the second."
+    )
 
 
 def quality_sentence(facts: MaskFacts) -> str:
@@ -375,6 +399,20 @@ def _phase_table(facts: MaskFacts) -> Table:
     watched = [number(phase.watched) for phase in facts.checkpoint.phases]
     rows = tuple((*row[:6], dice, *row[8:]) for row, dice in zip(table.rows, watched, strict=True))
     return Table(table.caption, (*table.head[:6], "Val. Dice", *table.head[8:]), rows, frozenset({3, 5, 6}))
+
+
+def _refit_table(facts: MaskFacts) -> Table | None:
+    refit = facts.checkpoint.refit
+    if refit is None:
+        return None
+    table = tables.phase_table(replace(facts.checkpoint, phases=refit.phases))
+    last = {epoch.phase: epoch.train_loss for epoch in refit.history}
+    rows = tuple(
+        (*row[:5], f"{phase.epochs:,}", number(last[phase.name]), row[8])
+        for row, phase in zip(table.rows, refit.phases, strict=True)
+    )
+    head = (*table.head[:5], "Epochs", "Last loss on training", table.head[8])
+    return Table("Phases of the second training", head, rows, frozenset({3, 5, 6}))
 
 
 def _component_table(facts: MaskFacts) -> Table | None:

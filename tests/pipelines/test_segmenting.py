@@ -21,8 +21,14 @@ from safetensors.numpy import load_file
 from medtl.audit import AuditLog
 from medtl.config import load_config
 from medtl.dataset.io import read_grid
+from medtl.errors import SplitError
+from medtl.model.io import read_checkpoint
 from medtl.model.reconstruct import transferable
 from medtl.model.vault import Vault
+from medtl.records import Artifact
+from pipelines.prepared import Prepared
+from pipelines.segmenting import pack_volumes, plan_grid, predict_masks
+from pipelines.steps import build_cohort, ingest_scans, split_by_patient
 from pipelines.training import vault_folder
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]
@@ -281,6 +287,52 @@ def test_several_networks_are_one_release(finished: tuple[Path, dict[str, Any]],
     refused = medtl("predict", folder / "balls.yaml", *asked, "--out", tmp_path / "again", code=1)
     (kept / "model-2.safetensors").write_bytes(genuine)
     assert "model-2.safetensors" in refused["error"]
+
+
+def test_a_second_training_learns_from_validation_too_and_decides_nothing(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, one = finished
+    grid = ("--set", "model.segmenter.refit=true", "--set", "report.title=Trained twice")
+    told = medtl("run", folder / "balls.yaml", *grid)
+    before, after = one["digests"]["checkpoint"], told["digests"]["checkpoint"]
+    assert told["status"] == "validated" and after != before and told["split"] == one["split"]
+    first, second = read_checkpoint(found_checkpoint(folder, before)), read_checkpoint(found_checkpoint(folder, after))
+    refit = second.refit
+    assert refit is not None and first.refit is None and refit.chosen_by == first.weights_sha256
+    assert (refit.studies, refit.patients) == (12, 12)  # 8 of training and 4 of validation; the 4 of test stay away
+    assert (second.phases, len(second.history)) == (first.phases, len(first.history))
+    assert [phase.epochs for phase in refit.phases] == [first.phases[0].best_epoch] == [len(refit.history)]
+    assert trained(folder)[after].keys() == trained(folder)[before].keys()
+    # what validation decides was decided by the first network, of which nothing is computed again
+    masks = [json.loads(p.read_text()) for p in (folder / "workspace/artifacts/masks").glob("*/manifest.json")]
+    parts = {(m["inputs"]["checkpoint"], m["inputs"]["part"]) for m in masks}
+    assert {(before, "val"), (before, "test"), (after, "test")} <= parts and (after, "val") not in parts
+    config = load_config(folder / "balls.yaml")
+    scans = ingest_scans(config)
+    cohort = build_cohort(config, scans)
+    split = split_by_patient(config, scans, cohort)
+    plan = plan_grid(config, scans, cohort, split)
+    prepared = Prepared(scans, cohort, split, plan, pack_volumes(config, scans, cohort, plan))
+    twice = Artifact("checkpoint", "", after, found_checkpoint(folder, after), reused=True)
+    with pytest.raises(SplitError, match="learned from the validation part"):
+        predict_masks(config, prepared, twice, "val")
+    page = Path(told["report"]).read_text()
+    assert "The second training" in page and "12 studies of training and validation together" in page
+    (card,) = (p for p in (folder / "workspace/artifacts/release").rglob("card.md") if "second time" in p.read_text())
+    assert "12 patients" in card.read_text()
+    assert json.loads((card.parent / "release.json").read_text())["provenance"]["chosen_by"] == first.weights_sha256
+    new = write_masked(tmp_path / "new", patients=2, seed=7)
+    asked = ("--scans", new / "images", "--release", told["release"], "--out", tmp_path / "out")
+    assert medtl("predict", folder / "balls.yaml", *asked)["scans"] == 2
+    both = medtl("run", folder / "balls.yaml", *grid, "--set", "model.segmenter.members=2", code=1)
+    assert "set one of them" in both["error"]
+
+
+def found_checkpoint(folder: Path, digest: str) -> Path:
+    """Find the folder of a checkpoint by its digest."""
+    made = (folder / "workspace" / "artifacts" / "checkpoint").glob("*/manifest.json")
+    return next(path.parent for path in made if json.loads(path.read_text())["digest"] == digest)
 
 
 def test_a_verb_that_is_for_diagnosis_says_so(finished: tuple[Path, dict[str, Any]]) -> None:

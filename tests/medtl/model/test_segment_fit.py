@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import multiprocessing
 import threading
@@ -21,11 +22,12 @@ from medtl.errors import ConfigError, ModelError
 from medtl.model import parallel, segment_fit
 from medtl.model.devices import make_deterministic
 from medtl.model.io import FolderSaver
+from medtl.model.phases import phases_again
 from medtl.model.segment_fit import SegmentMaterial, fit_segmenter, mean_dice
 from medtl.model.segmenter import SegmenterNetwork, build
 from medtl.model.trainer import Progress
 from medtl.progress import listening
-from medtl.records import FloatArray, GridPlan, Structure
+from medtl.records import FloatArray, GridPlan, Phase, Structure
 
 PLAN = GridPlan(
     structures=(Structure("square", (1,)), Structure("stripe", (2,))), ignore=None, dimensions=2, axis=None,
@@ -94,7 +96,7 @@ class Memory:
 def train(saver: Any, *phases: PhaseConfig, **options: Any) -> tuple[Any, Any, dict[str, Tensor]]:
     make_deterministic(0, 1)
     patches = options.pop("patches", None) or Squares()
-    validate: Callable[..., FloatArray] = options.pop("validate", dice_of)
+    validate: Callable[..., FloatArray] | None = options.pop("validate", dice_of)
     judge = options.pop("judge", lambda new, old: 1.0)
     settings = {"network": "dynunet", "validate_every": 1, **options.pop("segmenter", {})}
     given = {"weights": "none", "precision": "fp32", "save_every_s": 0.0, "device": "cpu", **options}
@@ -122,17 +124,61 @@ def test_a_segmentation_learns_and_proves_what_it_froze() -> None:
 
 @pytest.mark.parametrize("saves", [1, 3, 6, 7, 11, 14])
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_training_stopped_anywhere_ends_with_the_same_bits(saves: int, ema: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("watched", [True, False])
+def test_training_stopped_anywhere_ends_with_the_same_bits(
+    saves: int, ema: float, watched: bool, tmp_path: Path
+) -> None:
     """With ``save_every_s`` 0 every step is saved: the stops lie within epochs too."""
-    whole_phases, whole_history, whole = train(Memory(), HEAD, ALL, segmenter={"ema": ema})
+    asked = {} if watched else {"validate": None, "judge": None}
+    whole_phases, whole_history, whole = train(Memory(), HEAD, ALL, segmenter={"ema": ema}, **asked)
     stopped = Memory(stop_after=saves)
     with pytest.raises(KeyboardInterrupt):
-        train(stopped, HEAD, ALL, segmenter={"ema": ema})
+        train(stopped, HEAD, ALL, segmenter={"ema": ema}, **asked)
     assert stopped.progress is not None
     FolderSaver(tmp_path).save(stopped.progress)
-    phases, history, resumed = train(FolderSaver(tmp_path), HEAD, ALL, segmenter={"ema": ema})
-    assert history == whole_history and phases == whole_phases
+    phases, history, resumed = train(FolderSaver(tmp_path), HEAD, ALL, segmenter={"ema": ema}, **asked)
+    assert repr(history) == repr(whole_history) and repr(phases) == repr(whole_phases)  # NaN is no NaN's equal
     assert same(resumed, whole)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_where_nobody_is_left_to_ask_every_phase_goes_to_its_end(ema: float) -> None:
+    """Its last state is kept, which is what an observer sees there; patience has nothing to lose."""
+    ends: list[dict[str, Tensor]] = []
+
+    def worse_and_worse(network: SegmenterNetwork) -> FloatArray:
+        ends.append(copy.deepcopy(network.state_dict()))
+        return np.array([[1.0 / len(ends)]])
+
+    segmenter = {"ema": ema}
+    hasty = ALL.model_copy(update={"patience": 1})
+    phases, history, state = train(Memory(), HEAD, hasty, validate=None, judge=None, segmenter=segmenter)
+    assert [(one.phase, one.epoch) for one in history] == [("head", 1), ("head", 2), ("all", 1), ("all", 2), ("all", 3)]
+    assert all(math.isnan(one.val_loss) for one in history)
+    assert [(one.best_epoch, one.epochs, one.kept, one.watched) for one in phases] == [
+        (2, 2, False, None),
+        (3, 3, True, None),
+    ]
+    assert phases[0].frozen == ("stem", "level2", "level3") and phases[0].frozen_digest_before
+    alone = train(Memory(), HEAD, validate=worse_and_worse, segmenter=segmenter)[2]
+    last = train(Memory(), HEAD, validate=None, judge=None, segmenter=segmenter)[2]
+    assert same(alone, ends[0]) and same(last, ends[1]) and not same(last, state)
+
+
+def test_the_phases_that_led_to_what_was_kept_are_done_again() -> None:
+    guard = 0.8
+    (kept,), _, _ = train(Memory(), HEAD)
+
+    def done(name: str, best: int, chance: float | None, kept_: bool = False) -> Phase:
+        return dataclasses.replace(kept, name=name, best_epoch=best, chance_better=chance, kept=kept_)
+
+    wanted = [HEAD, ALL, *(ALL.model_copy(update={"name": name, "patience": 2}) for name in ("more", "most"))]
+    found = phases_again(wanted, [done("head", 1, None), done("all", 2, 0.79), done("more", 3, 0.8, True),
+                                  done("most", 1, 0.1)], guard)  # fmt: skip
+    assert [(one.name, one.epochs, one.patience) for one in found] == [("head", 1, None), ("more", 3, None)]
+    assert found[1].lr == ALL.lr and found[1].unfreeze == "all"
+    only = phases_again(wanted[:2], [done("head", 2, None, True), done("all", 3, 0.5)], guard)
+    assert [(one.name, one.epochs) for one in only] == [("head", 2)]
 
 
 def test_how_often_progress_is_saved_changes_nothing() -> None:
