@@ -823,7 +823,10 @@ def examine(
 
 
 def _with_shorter(headers: Sequence[Header], volumes: Sequence[Volume]) -> tuple[Volume, ...]:
-    """Find volumes that lack slices at an end, which only shows beside the other echoes, b-values or times."""
+    """Find volumes that lack slices at an end, which only shows beside the other echoes, b-values or times.
+
+    They may be shorter than those, or lie elsewhere: parts that follow each other in space are parts of one stack.
+    """
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for number, volume in enumerate(volumes):
         keywords = tuple(keyword for keyword, _ in volume.splits if keyword != "StackID")
@@ -835,12 +838,29 @@ def _with_shorter(headers: Sequence[Header], volumes: Sequence[Volume]) -> tuple
     found = list(volumes)
     for numbers in alike.values():
         most = max(volumes[number].shape[0] for number in numbers)
+        reach = {number: _reach(volumes[number]) for number in numbers}
+        lowest, highest = min(low for low, _, _ in reach.values()), max(high for _, high, _ in reach.values())
         for number in numbers:
+            low, high, gap = reach[number]
+            short = max(low - lowest, highest - high)
             if (count := volumes[number].shape[0]) < most:
                 reason = f"{count} slices where another part of the series, alike but for its values, has {most}"
-                findings = _once((*volumes[number].findings, Finding("incomplete", reason)))
-                found[number] = replace(volumes[number], findings=findings)
+            elif short > gap / 2:
+                reason = f"another part of the series, alike but for its values, reaches {short:.4g} mm further"
+            else:
+                continue
+            findings = _once((*volumes[number].findings, Finding("incomplete", reason)))
+            found[number] = replace(volumes[number], findings=findings)
     return tuple(found)
+
+
+def _reach(volume: Volume) -> tuple[float, float, float]:
+    """Give the heights of the first and the last slice along the normal, and what lies between two slices, in mm."""
+    matrix = np.array(volume.affine)[:3]
+    row, column = (matrix[:, axis] / np.linalg.norm(matrix[:, axis]) for axis in (0, 1))
+    low, gap = matrix[:, 3] @ np.cross(row, column), abs(matrix[:, 2] @ np.cross(row, column))
+    ends = sorted((low, low + (volume.shape[0] - 1) * matrix[:, 2] @ np.cross(row, column)))
+    return float(ends[0]), float(ends[1]), float(gap)
 
 
 def drop_copies(headers: Sequence[Header], volume: Volume, digests: Mapping[Member, Hashable]) -> Volume:

@@ -246,7 +246,8 @@ def unevenness(placed: Placed) -> float:
     """Tell by how much a gap differs from the median gap, as a share of it; 0 where rounding explains it.
 
     Old scanners write positions to a tenth of a millimetre: gaps of 1.2 and 1.3 mm are then one gap of 1.25 mm, which
-    shows in that every slice lies within about half a digit of an even grid. (1e-5: digits that went through float32.)
+    shows in that every slice lies within about half a digit of an even grid. What they add to it (a corner's distance
+    from the middle) has more digits, so it is steps that are looked at. (1e-4: numbers of six figures, or of float32.)
     """
     gaps = placed.gaps_mm
     if len(gaps) < 2:
@@ -256,7 +257,8 @@ def unevenness(placed: Placed) -> float:
     if share <= GAP_TOLERANCE:
         return share
     written = placed.positions_mm[:, np.ptp(placed.positions_mm, axis=0) > 1e-4]  # where they differ at all
-    digit = next((mm for mm in WRITTEN_MM if np.allclose(written, np.round(written / mm) * mm, rtol=0, atol=1e-5)), 0.0)
+    steps = written - written[:1]
+    digit = next((mm for mm in WRITTEN_MM if np.allclose(steps, np.round(steps / mm) * mm, rtol=0, atol=1e-4)), 0.0)
     if not 0 < digit <= median / 3:  # a missing slice moves the others by half a gap: that must stay visible
         return share
     heights, places = placed.heights_mm[placed.levels], np.arange(len(gaps) + 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableSequence, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -963,7 +963,9 @@ def _with_dimensions(
 ) -> tuple[Plane, ...]:
     """Add the dimensions that part a volume from another: those of whose values some has more than one position.
 
-    A dimension each of whose values has one position counts slices (or moments of slices), whatever it is called.
+    A dimension each of whose values has one position counts slices (or moments of slices), whatever it is called. Where
+    an attribute tears volumes apart (times that go on from slice to slice) and the dimension that counts it gives each
+    of its values all positions, the dimension stands in its place.
     """
     rows = [row for row in indices if row is not None and len(row) == len(names)]
     if len(rows) != len(planes):
@@ -971,16 +973,33 @@ def _with_dimensions(
     several = len({plane.position_mm for plane in planes}) > 1
     kept = []
     for column, name in enumerate(names):
-        positions: dict[float, set[Vector | None]] = {}
-        for plane, row in zip(planes, rows, strict=True):
-            positions.setdefault(row[column], set()).add(plane.position_mm)
-        said = any(name in dict(plane.splits) for plane in planes)
-        if len(positions) > 1 and not said and (not several or any(len(at) > 1 for at in positions.values())):
-            kept.append((column, f"{name}Index"))
+        positions = _positions(planes, [row[column] for row in rows])
+        said = _positions(planes, [dict(plane.splits).get(name) for plane in planes])
+        if len(said) > 1 and (_cover_alike(said) or not _cover_alike(positions)):
+            continue
+        if len(positions) > 1 and (not several or any(len(at) > 1 for at in positions)):
+            kept.append((column, name))
+    replaced = {name for _, name in kept}
     return tuple(
-        replace(plane, splits=plane.splits + tuple((name, f"{row[column]:.10g}") for column, name in kept))
+        replace(
+            plane,
+            splits=tuple((key, value) for key, value in plane.splits if key not in replaced)
+            + tuple((f"{name}Index", f"{row[column]:.10g}") for column, name in kept),
+        )
         for plane, row in zip(planes, rows, strict=True)
     )
+
+
+def _positions(planes: Sequence[Plane], values: Sequence[Hashable]) -> list[set[Vector | None]]:
+    """Give where the frames of each value lie."""
+    found: dict[Hashable, set[Vector | None]] = {}
+    for plane, value in zip(planes, values, strict=True):
+        found.setdefault(value, set()).add(plane.position_mm)
+    return list(found.values())
+
+
+def _cover_alike(parts: Sequence[set[Vector | None]]) -> bool:
+    return all(part == parts[0] for part in parts)
 
 
 def _value(dataset: Dataset, number: int, keyword: str, vr: str) -> bytes | None:

@@ -119,6 +119,24 @@ def test_positions_written_to_a_tenth_of_a_millimetre_are_even() -> None:
     assert codes(stack(through_float32, thickness_mm=None)) == set()
 
 
+@pytest.mark.parametrize("wrong", [None, 7, 12])
+def test_a_slanting_stack_whose_middles_were_rounded_is_even(wrong: int | None) -> None:
+    """As an old scanner wrote it: middles to a tenth of a millimetre, then corners to six figures."""
+    normal, corner = np.array([0.0, -0.134158, 0.99096]), np.array([-110.5, 29.3937, -14.7575])
+    heights = 7.0005 * np.arange(20) - 58.0
+    if wrong is not None:
+        heights[wrong] += 0.3
+    places = [[float(f"{x:.6g}") for x in np.round(height * normal, 1) + corner] for height in heights]
+    along = (1.0, 0.0, 0.0, 0.0, 0.99096, 0.134158)
+    headers = [
+        moved(one, position_mm=tuple(at), orientation=along) for one, at in zip(stack(range(20)), places, strict=True)
+    ]
+    gaps = np.diff(np.array(places) @ normal)
+    assert gaps.max() / gaps.min() > 1.01
+    found = codes([moved(one, thickness_mm=5.0, between_mm=None) for one in headers])
+    assert found == (set() if wrong is None else {"uneven_gaps"})
+
+
 def test_a_missing_slice_is_seen_where_slices_lie_as_close_as_digits_go() -> None:
     heights = [round(0.1 * n, 1) for n in range(40) if n != 20]
     assert codes(stack(heights, thickness_mm=0.1)) == {"missing_slices"}
@@ -131,6 +149,31 @@ def test_a_frame_of_a_volume_that_lies_across_it_is_not_lost() -> None:
     assert codes([replace(header, frames=3, planes=tuple(planes), pixel_length=3 * 384, file_size=1800)]) == {
         "mixed_orientation"
     }
+
+
+def timed(heights: Sequence[float], time: str) -> list[Header]:
+    """Give the slices of one temporal position."""
+    return stack(heights, splits=(("TemporalPositionIndex", time),), sop_instance=f"1.9.{time}.{heights[0]}")
+
+
+def test_parts_that_follow_each_other_in_space_are_no_volumes() -> None:
+    """As where times go on from slice to slice: the longest part is a part too."""
+    torn = [*timed(range(0, 20, 2), "1"), *timed(range(20, 40, 2), "2"), *timed(range(0, 40, 2), "3")]
+    *parts, whole = examine(torn, CONFIG)
+    assert [[f.code for f in volume.findings] for volume in (*parts, whole)] == [["incomplete"], ["incomplete"], []]
+    halves = examine(
+        [*timed(range(0, 20, 2), "1"), *timed(range(20, 40, 2), "2"), *timed(range(0, 20, 2), "3")], CONFIG
+    )
+    reasons = [[f.reason for f in volume.findings] for volume in halves]
+    assert reasons == [["another part of the series, alike but for its values, reaches 20 mm further"]] * 3
+
+
+def test_volumes_that_lack_a_slice_each_at_another_end_are_both_incomplete() -> None:
+    found = examine([*timed(range(0, 18, 2), "1"), *timed(range(2, 20, 2), "2")], CONFIG)
+    assert [[f.code for f in volume.findings] for volume in found] == [["incomplete"], ["incomplete"]]
+    assert "reaches 2 mm further" in found[0].findings[0].reason
+    alike = examine([*timed(range(0, 18, 2), "1"), *timed([0.4 + z for z in range(0, 18, 2)], "2")], CONFIG)
+    assert [volume.findings for volume in alike] == [(), ()]  # moved by less than half a gap: a table that gave way
 
 
 def test_a_volume_that_has_fewer_slices_than_its_siblings_is_incomplete() -> None:

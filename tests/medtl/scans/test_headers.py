@@ -217,6 +217,29 @@ def test_every_frame_of_an_enhanced_object_has_its_plane() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("times", [(1, 2, 3, 3, 4, 5), (1, 1, 1, 2, 2, 3), (2, 2, 2, 2, 2, 2)])
+@pytest.mark.parametrize("dimension", ["times", "bogus"])
+def test_a_dimension_stands_in_for_an_attribute_that_tears_volumes_apart(times: Sequence[int], dimension: str) -> None:
+    """Three places twice; the times go on from slice to slice."""
+    made = enhanced(frames=6)
+    made.DimensionIndexSequence = [item(DimensionIndexPointer=0x00209057), item(DimensionIndexPointer=0x00209128)]
+    for frame, group in enumerate(made.PerFrameFunctionalGroupsSequence):
+        group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 3.0 * (frame % 3)]
+        group.MREchoSequence[0].EffectiveEchoTime = 10.0
+        content = group.FrameContentSequence[0]
+        content.TemporalPositionIndex = times[frame]
+        counted = frame // 3 + 1 if dimension == "times" else frame % 2 + 1 + (frame == 5)
+        content.DimensionIndexValues = [frame % 3 + 1, counted]
+    planes = read(written(made)).planes
+    found = [[value for key, value in plane.splits if key.startswith("TemporalPosition")] for plane in planes]
+    if dimension == "times":
+        assert found == [["1"]] * 3 + [["2"]] * 3
+    elif len(set(times)) > 1:  # the dimension tears them apart as well
+        assert found == [[str(time)] for time in times]
+    else:  # nothing else is said; what comes of it repeats places, and is refused
+        assert found == [["1"], ["2"], ["1"], ["2"], ["1"], ["3"]]
+
+
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_an_enhanced_object_is_the_same_in_every_transfer_syntax(syntax: str) -> None:
     assert read(written(enhanced(syntax))).planes == read(written(enhanced())).planes
