@@ -179,7 +179,8 @@ CODES: Mapping[str, Code] = {
     # What the image is
     "localizer": _quarantined("A localiser (scout) to plan other scans with.", "Leave it out of the export."),
     "derived": _quarantined(
-        "A secondary capture, or derived images among original ones.", "Export the original series."
+        "A secondary capture, a segmentation or a dose, or derived images among original ones.",
+        "Export the original series.",
     ),
     "derived_volume": _recorded(
         "A volume computed from others (reformatted, a map); it has its full geometry.",
@@ -300,6 +301,12 @@ def check_policy(policy: Mapping[str, Action]) -> None:
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1"
 _CAPTURES = (f"{_STORAGE}.7", f"{_STORAGE}.7.")
+_SEGMENTATION = "a segmentation, not a scan: a label table names it as a mask (studies.labels.mask)"
+_NO_SCANS = {  # volumes with a place in space that no scanner measured
+    f"{_STORAGE}.66.4": _SEGMENTATION,
+    f"{_STORAGE}.66.7": _SEGMENTATION,
+    f"{_STORAGE}.481.2": "a dose that was computed for a treatment, not a scan",
+}
 _SONOGRAMS = (f"{_STORAGE}.6.", f"{_STORAGE}.3.1", f"{_STORAGE}.3", f"{_STORAGE}.6")
 _VIDEOS = (f"{_STORAGE}.77.1.1.1", f"{_STORAGE}.77.1.2.1", f"{_STORAGE}.77.1.4.1")
 _WRITTEN_ON = frozenset({"US", "IVUS", "XA", "OT", "SC", "ES"})  # modalities whose pictures carry text as a rule
@@ -388,7 +395,9 @@ def check_localizer(header: Header) -> tuple[Finding, ...]:
 
 
 def check_derived(header: Header) -> tuple[Finding, ...]:
-    """Find a secondary capture, or a derived secondary image without a place in space."""
+    """Find what is no scan, a secondary capture, or a derived secondary image without a place in space."""
+    if header.sop_class in _NO_SCANS:
+        return (Finding("derived", _NO_SCANS[header.sop_class]),)
     if _is_capture(header):
         return (Finding("derived", "a secondary capture: a picture of a screen or of paper"),)
     if header.image_type[:2] == ("DERIVED", "SECONDARY") and not _has_place(header):

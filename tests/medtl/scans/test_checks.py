@@ -151,6 +151,16 @@ def test_a_frame_of_a_volume_that_lies_across_it_is_not_lost() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("kind", "what"), [("66.4", "a segmentation"), ("66.7", "a segmentation"), ("481.2", "a dose")]
+)
+def test_what_no_scanner_measured_is_no_scan(kind: str, what: str) -> None:
+    made = image(sop_class=f"1.2.840.10008.5.1.4.1.1.{kind}", modality="OT")
+    (finding,) = (one for one in check_header(made, CONFIG) if one.code == "derived")
+    assert what in finding.reason
+    assert codes([replace(one, sop_class=made.sop_class) for one in stack()]) == {"derived"}
+
+
 def timed(heights: Sequence[float], time: str) -> list[Header]:
     """Give the slices of one temporal position."""
     return stack(heights, splits=(("TemporalPositionIndex", time),), sop_instance=f"1.9.{time}.{heights[0]}")
