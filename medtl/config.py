@@ -888,7 +888,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 
     Args:
         path: YAML file, read with ``yaml.safe_load``.
-        overrides: ``a.b=c`` each; the value is YAML (``1e-3``, ``[1, 2]``, ``null``).
+        overrides: ``a.b=c`` each; the value is YAML (``1e-3``, ``[1, 2]``, ``null``). An entry of a list goes by its
+            name or its number from 0: ``model.phases.all.epochs=40``.
 
     Raises:
         ConfigError: unreadable file, unknown key (the nearest known one is named), a key given twice, or a value out
@@ -961,15 +962,29 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not all(path):
         raise ConfigError(f"--set {override}: write it as a.b=c, for instance --set model.backbone=resnet50")
     value = _read_yaml(text, where=f"--set {override}")
-    node = raw
+    node: Any = raw
     for step in path[:-1]:
-        child = node.setdefault(step, {})
+        place = _place(node, step, override)
+        child = node.setdefault(place, {}) if isinstance(node, dict) else node[place]
         if child is None:
-            child = node[step] = {}
-        if not isinstance(child, dict):
+            child = node[place] = {}
+        if not isinstance(child, dict | list):
             raise ConfigError(f"--set {override}: '{step}' is a value, not a section.")
         node = child
-    node[path[-1]] = value
+    node[_place(node, path[-1], override)] = value
+
+
+def _place(node: dict[str, Any] | list[Any], step: str, override: str) -> str | int:
+    """Give the key of a section, or the place of a list's entry: by its ``name``, or counted from 0."""
+    if isinstance(node, dict):
+        return step
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
+    if names.count(step) == 1:
+        return names.index(step)
+    if step.isdecimal() and int(step) < len(node):
+        return int(step)
+    known = ", ".join(str(number if name is None else name) for number, name in enumerate(names)) or "none"
+    raise ConfigError(f"--set {override}: the list has no entry '{step}'; its entries are: {known}.")
 
 
 def _explain(item: Any) -> str:

@@ -12,7 +12,7 @@ from medtl.records import Artifact
 from pipelines import growth, results, tasks
 from pipelines.prepared import Prepared, Segmented, Trained
 from pipelines.trail import recorded
-from pipelines.train import fit, prepare
+from pipelines.train import fit, fit_again, prepare
 
 log = logging.getLogger("medtl")
 
@@ -47,8 +47,7 @@ async def measure_masks(config: Config, prepared: Prepared, purpose: str = "mode
     """
     chosen = await fit(config, prepared, scratch)
     val = await tasks.predict_masks(config, prepared, chosen, "val")
-    again = config.model.segmenter.refit
-    checkpoint = await tasks.refit_masks(config, prepared, chosen, scratch) if again else chosen
+    checkpoint = await fit_again(config, prepared, chosen, scratch)
     test = await tasks.predict_masks(config, prepared, checkpoint, "test", purpose)
     return Segmented(checkpoint, val, test, await tasks.evaluate_masks(config, prepared, val, test), chosen=chosen)
 

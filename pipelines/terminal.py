@@ -18,7 +18,10 @@ from medtl.model.backbones import backbone
 
 WHOLE = frozenset({"item", "output", "release", "result"})  # columns that people copy from: never broken over two lines
 ConfigFile = Annotated[Path, Parameter(help="YAML file of the run, for instance configs/demo.yaml")]
-Sets = Annotated[list[str] | None, Parameter(name="--set", help="override: a.b=c (again for more)", negative="")]
+Sets = Annotated[
+    list[str] | None,
+    Parameter(name="--set", help="override: a.b=c; of a list a.NAME.c or a.0.c (again for more)", negative=""),
+]
 Json = Annotated[
     bool,
     Parameter(name="--json", help="last line of stdout: JSON; one object, or a list of them for a table", negative=""),

@@ -34,9 +34,17 @@ async def fit(config: Config, prepared: Prepared, scratch: bool = False) -> Arti
     return await tasks.fit_in_phases(config, prepared.cohort, prepared.split, prepared.plan, prepared.pack, scratch)
 
 
+async def fit_again(config: Config, prepared: Prepared, chosen: Artifact, scratch: bool = False) -> Artifact:
+    """Train once more on validation too, where that is asked for; otherwise what validation chose is what serves."""
+    if not (config.segments and config.model.segmenter.refit):
+        return chosen
+    return await tasks.refit_masks(config, prepared, chosen, scratch)
+
+
 @flow(name="train")
 @recorded
 async def train(config: Config) -> dict[str, Any]:
     """Train a model in phases; the test part stays sealed."""
     prepared = await prepare(config)
-    return results.summarise_training(await fit(config, prepared))
+    chosen = await fit(config, prepared)
+    return results.summarise_training(await fit_again(config, prepared, chosen))

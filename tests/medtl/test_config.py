@@ -71,6 +71,32 @@ def test_the_last_override_of_a_key_wins_and_an_empty_section_can_be_filled(tmp_
     assert load(tmp_path, "name: a\nmodel:", "model.dropout=0.1", "model.dropout=0.3").model.dropout == 0.3
 
 
+def test_an_entry_of_a_list_goes_by_its_name_or_its_number(tmp_path: Path) -> None:
+    text = (
+        "name: a\nmodel: {phases: [{name: head, unfreeze: head, epochs: 2}, {name: '0', unfreeze: all, epochs: 3}, "
+        "{unfreeze: all, epochs: 4}]}"
+    )
+    given = ("model.phases.head.epochs=9", "model.phases.0.epochs=8", "model.phases.2.lr=0.5", "model.phases.2.name=x")
+    phases = load(tmp_path, text, *given).model.phases
+    assert phases is not None and [(one.name, one.epochs) for one in phases] == [("head", 9), ("0", 8), ("x", 4)]
+    assert phases[2].lr == 0.5
+    (alone,) = (
+        load(
+            tmp_path, text, "model.phases=[{name: a}]", "model.phases.a={name: b, unfreeze: all, epochs: 7}"
+        ).model.phases
+        or ()
+    )
+    assert (alone.name, alone.epochs) == ("b", 7)
+    for wrong in ("model.phases.3.epochs=1", "model.phases.tail.epochs=1", "model.phases.-1.epochs=1"):
+        with pytest.raises(ConfigError, match=r"no entry '(3|tail|-1)'; its entries are: head, 0, 2"):
+            load(tmp_path, text, wrong)
+    with pytest.raises(ConfigError, match="'epochs' is a value"):
+        load(tmp_path, text, "model.phases.head.epochs.x=1")
+    twice = "name: a\nmodel: {phases: [{name: a}, {name: a}]}"
+    with pytest.raises(ConfigError, match="no entry 'a'"):
+        load(tmp_path, twice, "model.phases.a.epochs=1")
+
+
 @pytest.mark.parametrize("what", ["folder", "missing"])
 def test_what_is_no_file_cannot_be_read(tmp_path: Path, what: str) -> None:
     (tmp_path / "folder").mkdir()

@@ -304,6 +304,8 @@ def test_a_second_training_learns_from_validation_too_and_decides_nothing(
     assert (second.phases, len(second.history)) == (first.phases, len(first.history))
     assert [phase.epochs for phase in refit.phases] == [first.phases[0].best_epoch] == [len(refit.history)]
     assert trained(folder)[after].keys() == trained(folder)[before].keys()
+    trained_alone = medtl("train", folder / "balls.yaml", *grid)
+    assert trained_alone["reused"] and trained_alone["checkpoint"] == after
     # what validation decides was decided by the first network, of which nothing is computed again
     masks = [json.loads(p.read_text()) for p in (folder / "workspace/artifacts/masks").glob("*/manifest.json")]
     parts = {(m["inputs"]["checkpoint"], m["inputs"]["part"]) for m in masks}
