@@ -249,7 +249,8 @@ def config_reference() -> str:
         "# Every key of a config",
         "",
         "Written by `make docs` from `medtl/config.py`. A config path is a code path: `dataset.split` is",
-        "`medtl/dataset/split.py`. Any key can be set from the command line: `--set dataset.split.test=0.3`.",
+        "`medtl/dataset/split.py`. Any key can be set from the command line: `--set dataset.split.test=0.3`;",
+        "an entry of a list goes by its name or its number from 0: `--set model.phases.all.epochs=40`.",
         "",
     ]
     _reference(Config, "", lines)
