@@ -836,26 +836,24 @@ def _with_shorter(headers: Sequence[Header], volumes: Sequence[Volume]) -> tuple
 
     They may be shorter than those, or lie elsewhere: parts that follow each other in space are parts of one stack.
     """
-    alike: dict[Hashable, list[int]] = defaultdict(list)
+    alike: dict[tuple[tuple[str, ...], Hashable], list[int]] = defaultdict(list)
     for number, volume in enumerate(volumes):
         keywords = tuple(keyword for keyword, _ in volume.splits if keyword != "StackID")
         stack = tuple(value for keyword, value in volume.splits if keyword == "StackID")
         if keywords:
             directions = tuple(round(value, 3) for row in volume.affine[:3] for value in row[:3])
             series = headers[volume.members[0][0]].series
-            alike[series, keywords, stack, volume.shape[1:], directions].append(number)
+            alike[keywords, (series, stack, volume.shape[1:], directions)].append(number)
     found = list(volumes)
-    for numbers in alike.values():
+    for (keywords, _), numbers in alike.items():
         most = max(volumes[number].shape[0] for number in numbers)
-        reach = {number: _reach(volumes[number]) for number in numbers}
-        lowest, highest = min(low for low, _, _ in reach.values()), max(high for _, high, _ in reach.values())
-        for number in numbers:
-            low, high, gap = reach[number]
-            short = max(low - lowest, highest - high)
+        values = set(keywords) - {"Object", "ImageType"}  # another object, or kind of image, may be of another region
+        short = _ends_early([volumes[number] for number in numbers]) if values else [0.0] * len(numbers)
+        for number, missing_mm in zip(numbers, short, strict=True):
             if (count := volumes[number].shape[0]) < most:
                 reason = f"{count} slices where another part of the series, alike but for its values, has {most}"
-            elif short > gap / 2:
-                reason = f"another part of the series, alike but for its values, reaches {short:.4g} mm further"
+            elif missing_mm:
+                reason = f"another part of the series, alike but for its values, reaches {missing_mm:.4g} mm further"
             else:
                 continue
             findings = _once((*volumes[number].findings, Finding("incomplete", reason)))
@@ -863,13 +861,34 @@ def _with_shorter(headers: Sequence[Header], volumes: Sequence[Volume]) -> tuple
     return tuple(found)
 
 
+def _ends_early(volumes: Sequence[Volume]) -> list[float]:
+    """Tell by how many mm each volume ends before the others that it touches or overlaps; 0: by less than half a gap.
+
+    What lies apart from it is another stack: the other hip, another station of the table.
+    """
+    reach = [_reach(volume) for volume in volumes]
+    short = [0.0] * len(volumes)
+    joined: list[int] = []
+    for number in sorted(range(len(volumes)), key=lambda n: reach[n]):
+        low, _, gap = reach[number]
+        if joined and low - max(reach[n][1] for n in joined) > 1.5 * gap:
+            joined = []
+        joined.append(number)
+        lowest, highest = min(reach[n][0] for n in joined), max(reach[n][1] for n in joined)
+        for n in joined:
+            missing = max(reach[n][0] - lowest, highest - reach[n][1])
+            short[n] = missing if missing > reach[n][2] / 2 else 0.0
+    return short
+
+
 def _reach(volume: Volume) -> tuple[float, float, float]:
-    """Give the heights of the first and the last slice along the normal, and what lies between two slices, in mm."""
+    """Give the heights of the lowest and the highest slice along the normal, and what lies between two, in mm."""
     matrix = np.array(volume.affine)[:3]
     row, column = (matrix[:, axis] / np.linalg.norm(matrix[:, axis]) for axis in (0, 1))
-    low, gap = matrix[:, 3] @ np.cross(row, column), abs(matrix[:, 2] @ np.cross(row, column))
-    ends = sorted((low, low + (volume.shape[0] - 1) * matrix[:, 2] @ np.cross(row, column)))
-    return float(ends[0]), float(ends[1]), float(gap)
+    normal = np.cross(row, column)
+    step = float(matrix[:, 2] @ normal)
+    ends = sorted((float(matrix[:, 3] @ normal), float(matrix[:, 3] @ normal) + (volume.shape[0] - 1) * step))
+    return ends[0], ends[1], abs(step)
 
 
 def drop_copies(headers: Sequence[Header], volume: Volume, digests: Mapping[Member, Hashable]) -> Volume:

@@ -182,6 +182,8 @@ def test_volumes_that_lack_a_slice_each_at_another_end_are_both_incomplete() -> 
     found = examine([*timed(range(0, 18, 2), "1"), *timed(range(2, 20, 2), "2")], CONFIG)
     assert [[f.code for f in volume.findings] for volume in found] == [["incomplete"], ["incomplete"]]
     assert "reaches 2 mm further" in found[0].findings[0].reason
+    apart = examine([*timed(range(0, 18, 2), "1"), *timed(range(22, 40, 2), "2")], CONFIG)  # another station
+    assert [volume.findings for volume in apart] == [(), ()]
     alike = examine([*timed(range(0, 18, 2), "1"), *timed([0.4 + z for z in range(0, 18, 2)], "2")], CONFIG)
     assert [volume.findings for volume in alike] == [(), ()]  # moved by less than half a gap: a table that gave way
 
