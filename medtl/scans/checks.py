@@ -841,7 +841,9 @@ def _with_shorter(headers: Sequence[Header], volumes: Sequence[Volume]) -> tuple
         keywords = tuple(keyword for keyword, _ in volume.splits if keyword != "StackID")
         stack = tuple(value for keyword, value in volume.splits if keyword == "StackID")
         if keywords:
-            directions = tuple(round(value, 3) for row in volume.affine[:3] for value in row[:3])
+            directions = tuple(
+                round(value, 3) for row in volume.affine[:3] for value in row[:2]
+            )  # a part's step differs
             series = headers[volume.members[0][0]].series
             alike[keywords, (series, stack, volume.shape[1:], directions)].append(number)
     found = list(volumes)

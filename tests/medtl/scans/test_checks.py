@@ -178,6 +178,15 @@ def test_parts_that_follow_each_other_in_space_are_no_volumes() -> None:
     assert reasons == [["another part of the series, alike but for its values, reaches 20 mm further"]] * 3
 
 
+def test_parts_whose_steps_were_rounded_apart_are_parts_of_one_stack() -> None:
+    heights = [round(6.95 * n, 1) for n in range(12)]
+    steps = {round((part[-1] - part[0]) / 3, 3) for part in (heights[:4], heights[4:8], heights[8:])}
+    assert len(steps) > 1
+    torn = [*timed(heights[:4], "1"), *timed(heights[4:8], "2"), *timed(heights[8:], "3"), *timed(heights[:4], "4")]
+    torn = [moved(one, thickness_mm=None) for one in torn]
+    assert [[f.code for f in volume.findings] for volume in examine(torn, CONFIG)] == [["incomplete"]] * 4
+
+
 def test_volumes_that_lack_a_slice_each_at_another_end_are_both_incomplete() -> None:
     found = examine([*timed(range(0, 18, 2), "1"), *timed(range(2, 20, 2), "2")], CONFIG)
     assert [[f.code for f in volume.findings] for volume in found] == [["incomplete"], ["incomplete"]]
