@@ -327,7 +327,7 @@ def test_a_second_training_learns_from_validation_too_and_decides_nothing(
     new = write_masked(tmp_path / "new", patients=2, seed=7)
     asked = ("--scans", new / "images", "--release", told["release"], "--out", tmp_path / "out")
     assert medtl("predict", folder / "balls.yaml", *asked)["scans"] == 2
-    both = medtl("run", folder / "balls.yaml", *grid, "--set", "model.segmenter.members=2", code=1)
+    both = medtl("run", folder / "balls.yaml", *grid, "--set", "model.segmenter.members=2", code=2)
     assert "set one of them" in both["error"]
 
 
