@@ -25,9 +25,10 @@ from medtl.errors import SplitError
 from medtl.model.io import read_checkpoint
 from medtl.model.reconstruct import transferable
 from medtl.model.vault import Vault
+from medtl.progress import listening
 from medtl.records import Artifact
 from pipelines.prepared import Prepared
-from pipelines.segmenting import pack_volumes, plan_grid, predict_masks
+from pipelines.segmenting import fit_masks, pack_volumes, plan_grid, predict_masks, refit_masks
 from pipelines.steps import build_cohort, ingest_scans, split_by_patient
 from pipelines.training import vault_folder
 
@@ -319,6 +320,11 @@ def test_a_second_training_learns_from_validation_too_and_decides_nothing(
     twice = Artifact("checkpoint", "", after, found_checkpoint(folder, after), reused=True)
     with pytest.raises(SplitError, match="learned from the validation part"):
         predict_masks(config, prepared, twice, "val")
+    once = load_config(folder / "balls.yaml", ["model.phases.all.epochs=1"])
+    heard: dict[str, int] = {}
+    with listening(lambda label, _, total: heard.update({label: total})):
+        refit_masks(once, prepared, fit_masks(once, prepared))
+    assert heard["training on validation too"] / heard["training"] == 12 / 8  # patches of all twelve are drawn
     page = Path(told["report"]).read_text()
     assert "The second training" in page and "12 studies of training and validation together" in page
     (card,) = (p for p in (folder / "workspace/artifacts/release").rglob("card.md") if "second time" in p.read_text())
