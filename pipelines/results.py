@@ -107,7 +107,7 @@ def run_key(config: Config, inputs: Inputs) -> str:
     settings["model"].pop("weights")
     threads = threads_for(config.model, 1)
     own = ("steps.py", "examination.py", "explanations.py", "training.py", "results.py", "run.py", "incumbent.py",
-           "segmenting.py", "contenders.py", "growth.py")  # fmt: skip
+           "segmenting.py", "contenders.py", "growth.py", "evaluate.py", "train.py", "tasks.py")  # fmt: skip
     code = [code_digest(*rooms), *(file_digest(Path(__file__).parent / name) for name in own)]
     extras = [find_spec(name) is not None for name in EXTRAS]
     return digest_of([asdict(inputs), settings, threads, code, versions(*LIBRARIES), extras, _live(config)])
@@ -263,6 +263,8 @@ def summarise_training(checkpoint: Artifact) -> dict[str, Any]:
             }
             for p in record.phases
         ],
+        # whose phases these are
+        **({"refit": {"chosen_by": record.refit.chosen_by, "patients": record.refit.patients}} if record.refit else {}),
         "reused": checkpoint.reused,
         "artifact": str(checkpoint.path),
     }

@@ -165,10 +165,15 @@ def refit_masks(config: Config, prepared: Prepared, chosen: Artifact, scratch: b
     """Checkpoint -> one trained once more, on training and validation together, as long as its best state took."""
     from medtl.model.io import read_checkpoint
     from medtl.model.phases import phases_again
+    from medtl.model.segmenter import choose
 
     config = from_scratch(config) if scratch else config
-    again = phases_again(config.model.schedule, read_checkpoint(chosen.path).phases, config.model.guard)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"phases": again})})
+    model = config.model
+    again = phases_again(model.schedule, read_checkpoint(chosen.path).phases, model.guard)
+    named = model.segmenter.model_copy(update={"network": choose(model)})
+    # a strategy by name may say where weights come from, and phases of one's own do not: it starts where the first did
+    alike = model.model_copy(update={"phases": again, "weights": model.origin, "segmenter": named})
+    config = config.model_copy(update={"model": alike})
     label = "training from scratch on validation too" if scratch else "training on validation too"
     return _fit_one(config, prepared, label, chosen)
 

@@ -127,7 +127,10 @@ def write_segmenter(
     write_bytes(folder / WEIGHTS, safetensors_save(stored_form(network.state_dict())))
     record = Checkpoint(**checkpoint, head="mask", weights_sha256=file_digest(folder / WEIGHTS))
     write_record(folder / CHECKPOINT, record)
-    settings = {**config.segmenter.model_dump(mode="json"), "network": network.kind}  # "auto" has become a network
+    settings = {
+        **config.segmenter.model_dump(mode="json", exclude={"members", "refit"}),
+        "network": network.kind,
+    }  # "auto" has become a network
     write_record(folder / BUILT, Built(config.backbone, settings, config.inference.model_dump(mode="json")))
     return record
 

@@ -137,8 +137,8 @@ CODES: Mapping[str, Code] = {
         "A series holds images of more than one patient.", "Have the archive's patient merge or split corrected."
     ),
     "incomplete": _quarantined(
-        "Files of this series were refused, or its other volumes have more slices: it may lack some.",
-        "See why those files were refused, and send them once more.",
+        "Files of this series were refused, or its other volumes have more slices or reach further: it may lack some.",
+        "See why those files were refused, and send them once more; else look at which slices each echo or time has.",
     ),
     "bad_geometry": _refused("Positions, orientation or spacing are not finite, or absurd.", _AGAIN),
     "no_geometry": _quarantined(
@@ -179,8 +179,11 @@ CODES: Mapping[str, Code] = {
     # What the image is
     "localizer": _quarantined("A localiser (scout) to plan other scans with.", "Leave it out of the export."),
     "derived": _quarantined(
-        "A secondary capture, a segmentation or a dose, or derived images among original ones.",
-        "Export the original series.",
+        "A secondary capture, or derived images among original ones.", "Export the original series."
+    ),
+    "no_scan": _refused(
+        "A segmentation or a computed dose: no scanner measured it.",
+        "Name a segmentation as a mask in the label table; leave doses out of the export.",
     ),
     "derived_volume": _recorded(
         "A volume computed from others (reformatted, a map); it has its full geometry.",
@@ -394,10 +397,14 @@ def check_localizer(header: Header) -> tuple[Finding, ...]:
     return (Finding("localizer", "the image type says that it is a localiser"),) if scout else ()
 
 
+def check_no_scan(header: Header) -> tuple[Finding, ...]:
+    """Find a volume with a place in space that no scanner measured."""
+    reason = _NO_SCANS.get(header.sop_class or "")
+    return (Finding("no_scan", reason),) if reason else ()
+
+
 def check_derived(header: Header) -> tuple[Finding, ...]:
-    """Find what is no scan, a secondary capture, or a derived secondary image without a place in space."""
-    if header.sop_class in _NO_SCANS:
-        return (Finding("derived", _NO_SCANS[header.sop_class]),)
+    """Find a secondary capture, or a derived secondary image without a place in space."""
     if _is_capture(header):
         return (Finding("derived", "a secondary capture: a picture of a screen or of paper"),)
     if header.image_type[:2] == ("DERIVED", "SECONDARY") and not _has_place(header):
@@ -449,6 +456,7 @@ HEADER_CHECKS: tuple[Callable[[Header], tuple[Finding, ...]], ...] = (
     check_bad_geometry,
     check_no_geometry,
     check_localizer,
+    check_no_scan,
     check_derived,
     check_derived_volume,
     check_burned_in,
@@ -836,51 +844,69 @@ def _with_shorter(headers: Sequence[Header], volumes: Sequence[Volume]) -> tuple
 
     They may be shorter than those, or lie elsewhere: parts that follow each other in space are parts of one stack.
     """
-    alike: dict[tuple[tuple[str, ...], Hashable], list[int]] = defaultdict(list)
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    parts: dict[Hashable, list[int]] = defaultdict(list)
     for number, volume in enumerate(volumes):
         keywords = tuple(keyword for keyword, _ in volume.splits if keyword != "StackID")
         stack = tuple(value for keyword, value in volume.splits if keyword == "StackID")
+        rows = [[round(value, 3) for value in row[:3]] for row in volume.affine[:3]]
+        kind = (headers[volume.members[0][0]].series, stack, volume.shape[1:], tuple(tuple(row[:2]) for row in rows))
         if keywords:
-            directions = tuple(
-                round(value, 3) for row in volume.affine[:3] for value in row[:2]
-            )  # a part's step differs
-            series = headers[volume.members[0][0]].series
-            alike[keywords, (series, stack, volume.shape[1:], directions)].append(number)
-    found = list(volumes)
-    for (keywords, _), numbers in alike.items():
+            alike[kind, keywords, tuple(row[2] for row in rows)].append(number)
+        if strong := tuple(keyword for keyword in keywords if keyword in STRONG):
+            parts[kind, strong].append(number)  # whatever their steps: those of a part are rounded otherwise
+    reasons: dict[int, str] = {}
+    for numbers in parts.values():
+        for number, missing in zip(numbers, _ends_early([volumes[number] for number in numbers]), strict=True):
+            if missing:
+                reasons[number] = (
+                    f"another part of the series, alike but for its values, reaches {missing:.4g} mm further"
+                )
+    for numbers in alike.values():
         most = max(volumes[number].shape[0] for number in numbers)
-        values = set(keywords) - {"Object", "ImageType"}  # another object, or kind of image, may be of another region
-        short = _ends_early([volumes[number] for number in numbers]) if values else [0.0] * len(numbers)
-        for number, missing_mm in zip(numbers, short, strict=True):
+        for number in numbers:
             if (count := volumes[number].shape[0]) < most:
-                reason = f"{count} slices where another part of the series, alike but for its values, has {most}"
-            elif missing_mm:
-                reason = f"another part of the series, alike but for its values, reaches {missing_mm:.4g} mm further"
-            else:
-                continue
-            findings = _once((*volumes[number].findings, Finding("incomplete", reason)))
-            found[number] = replace(volumes[number], findings=findings)
-    return tuple(found)
+                reasons[number] = (
+                    f"{count} slices where another part of the series, alike but for its values, has {most}"
+                )
+    return tuple(
+        replace(one, findings=_once((*one.findings, Finding("incomplete", reasons[number]))))
+        if number in reasons
+        else one
+        for number, one in enumerate(volumes)
+    )
 
 
 def _ends_early(volumes: Sequence[Volume]) -> list[float]:
-    """Tell by how many mm each volume ends before the others that it touches or overlaps; 0: by less than half a gap.
+    """Tell by how many mm each volume ends before the others that it touches or overlaps; 0: by less than a slice.
 
     What lies apart from it is another stack: the other hip, another station of the table.
     """
     reach = [_reach(volume) for volume in volumes]
     short = [0.0] * len(volumes)
-    joined: list[int] = []
+    joined: list[list[int]] = []
     for number in sorted(range(len(volumes)), key=lambda n: reach[n]):
         low, _, gap = reach[number]
-        if joined and low - max(reach[n][1] for n in joined) > 1.5 * gap:
-            joined = []
-        joined.append(number)
-        lowest, highest = min(reach[n][0] for n in joined), max(reach[n][1] for n in joined)
-        for n in joined:
+        near = next((some for some in joined if _side_by_side(volumes[some[-1]], volumes[number])), None)
+        if near is None or low - max(reach[n][1] for n in near) > 1.5 * max(gap, *(reach[n][2] for n in near)):
+            joined.insert(0, near := [])
+        near.append(number)
+    for some in joined:
+        lowest, highest = min(reach[n][0] for n in some), max(reach[n][1] for n in some)
+        for n in some:
             missing = max(reach[n][0] - lowest, highest - reach[n][1])
-            short[n] = missing if missing > reach[n][2] / 2 else 0.0
+            short[n] = missing if missing > 0.9 * reach[n][2] else 0.0
     return short
+
+
+def _side_by_side(one: Volume, other: Volume) -> bool:
+    """Tell whether two volumes of one orientation lie above each other: in plane they are within half a field."""
+    first, second = (np.array(volume.affine)[:3] for volume in (one, other))
+    for axis, side in ((0, one.shape[2]), (1, one.shape[1])):
+        size = float(np.linalg.norm(first[:, axis]))
+        if abs(float((second[:, 3] - first[:, 3]) @ first[:, axis]) / size) > size * side / 2:
+            return False
+    return True
 
 
 def _reach(volume: Volume) -> tuple[float, float, float]:

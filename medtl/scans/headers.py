@@ -994,7 +994,8 @@ def _positions(planes: Sequence[Plane], values: Sequence[Hashable]) -> list[set[
     """Give where the frames of each value lie."""
     found: dict[Hashable, set[Vector | None]] = {}
     for plane, value in zip(planes, values, strict=True):
-        found.setdefault(value, set()).add(plane.position_mm)
+        at = plane.position_mm
+        found.setdefault(value, set()).add(None if at is None else (round(at[0], 3), round(at[1], 3), round(at[2], 3)))
     return list(found.values())
 
 

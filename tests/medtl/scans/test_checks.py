@@ -156,9 +156,18 @@ def test_a_frame_of_a_volume_that_lies_across_it_is_not_lost() -> None:
 )
 def test_what_no_scanner_measured_is_no_scan(kind: str, what: str) -> None:
     made = image(sop_class=f"1.2.840.10008.5.1.4.1.1.{kind}", modality="OT")
-    (finding,) = (one for one in check_header(made, CONFIG) if one.code == "derived")
-    assert what in finding.reason
-    assert codes([replace(one, sop_class=made.sop_class) for one in stack()]) == {"derived"}
+    (finding,) = (one for one in check_header(made, CONFIG) if one.code == "no_scan")
+    assert what in finding.reason and "accept" not in CODES["no_scan"].allowed
+    assert codes([replace(one, sop_class=made.sop_class) for one in stack()]) == {"no_scan"}
+
+
+def test_stacks_that_only_look_torn_are_left_alone() -> None:
+    fine, coarse = timed(range(0, 20, 2), "1"), [moved(one, thickness_mm=4.0) for one in timed(range(0, 20, 4), "2")]
+    assert [volume.findings for volume in examine([*fine, *coarse], CONFIG)] == [(), ()]  # another step, the same reach
+    beside = [moved(one, position_mm=(390.0, -20.0, 2.0 * n + 6)) for n, one in enumerate(timed(range(0, 20, 2), "2"))]
+    assert [volume.findings for volume in examine([*fine, *beside], CONFIG)] == [(), ()]  # the other hip
+    drifted = timed([1.2 + z for z in range(0, 20, 2)], "2")
+    assert [volume.findings for volume in examine([*fine, *drifted], CONFIG)] == [(), ()]  # less than a slice
 
 
 def timed(heights: Sequence[float], time: str) -> list[Header]:
