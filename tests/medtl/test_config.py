@@ -59,6 +59,8 @@ def test_a_file_that_could_be_misread_is_refused_in_one_line(tmp_path: Path, tex
         ("seed=!!python/object/apply:os.getcwd []", "not valid YAML"),
         ("model..dropout=1", "write it as a.b=c"),
         ("model.droput=1", "did you mean 'dropout'"),
+        ("model={scratch: true, segmenter: {refit: true}}", "trainings that validation watched"),
+        ("model.segmenter={members: 2, refit: true}", "set one of them"),
     ],
 )
 def test_an_override_is_held_to_the_same_rules_as_the_file(tmp_path: Path, override: str, words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from PIL import Image
 from medtl.config import Config, parse_config
 from medtl.dataset.io import read_grid
 from medtl.errors import ConfigError, PlanError
+from medtl.model.segmenter import choose
 from medtl.records import Artifact
 from pipelines import segmenting, steps
+from pipelines.prepared import Prepared
 
 
 def write_pictures(folder: Path, bits: int = 8, odd: int = -1) -> Path:
@@ -86,3 +89,23 @@ def test_what_is_for_diagnosis_is_refused_by_name(tmp_path: Path, more: dict[str
 def test_a_value_twice_in_a_structure_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="several different ones"):
         config_of(tmp_path, {"odd": [1, 1]})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("network", ["auto", "encoder_unet", "dynunet"])
+@pytest.mark.parametrize("phases", ["scratch", "full"])
+def test_a_second_training_starts_where_the_first_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phases: str, network: str
+) -> None:
+    """A strategy by name may say that there are no weights; the phases that are done again do not."""
+    config = config_of(tmp_path, {"bright": 1}, model={"phases": phases, "segmenter": {"network": network}})
+    (wanted,) = config.model.schedule
+    done = SimpleNamespace(kept=True, chance_better=None, best_epoch=2, name=wanted.name)
+    monkeypatch.setattr("medtl.model.io.read_checkpoint", lambda folder: SimpleNamespace(phases=(done,)))
+    asked: list[Config] = []
+    monkeypatch.setattr(segmenting, "_fit_one", lambda given, *_: asked.append(given))
+    artifact = Artifact("checkpoint", "", "", tmp_path, reused=True)
+    segmenting.refit_masks(config, Prepared(*[artifact] * 5), artifact)
+    (again,) = asked
+    assert again.model.origin == config.model.origin == ("none" if phases == "scratch" else "imagenet")
+    assert choose(again.model) == choose(config.model)
+    assert [(one.epochs, one.lr) for one in again.model.schedule] == [(2, wanted.lr)]

@@ -165,6 +165,17 @@ def test_where_nobody_is_left_to_ask_every_phase_goes_to_its_end(ema: float) -> 
     assert same(alone, ends[0]) and same(last, ends[1]) and not same(last, state)
 
 
+def test_where_nobody_is_left_to_ask_a_loss_that_rises_chooses_nothing() -> None:
+    class Harder(Squares):
+        def step(self, phase: int, epoch: int, step: int, augmented: bool) -> tuple[Tensor, Tensor]:
+            images, codes = super().step(phase, epoch, step, augmented)
+            return (images, codes) if epoch < 2 else (images, codes.flip(1))
+
+    (phase,), history, _ = train(Memory(), ALL, patches=Harder(), validate=None, judge=None)
+    assert history[2].train_loss > history[1].train_loss
+    assert (phase.best_epoch, phase.epochs) == (3, 3)
+
+
 def test_the_phases_that_led_to_what_was_kept_are_done_again() -> None:
     guard = 0.8
     (kept,), _, _ = train(Memory(), HEAD)
