@@ -290,11 +290,22 @@ def _with_channels(image: AnyArray, channels: int) -> AnyArray:
     if image.dtype not in (np.uint8, np.float32):
         image = image.astype(np.float32)
     if channels == 1 and image.ndim == 3:
-        # ITU-R BT.601 luma
-        return (image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).astype(image.dtype)
+        return _luma(image)
     if channels == 3 and image.ndim == 2:
         return np.repeat(image[..., None], 3, axis=2)
     return image
+
+
+def _luma(image: AnyArray) -> AnyArray:
+    """Weigh red, green and blue as ITU-R BT.601 does, to the nearest integer of 8 bits; equal ones stay what they are.
+
+    Term by term and not as a matrix product, whose last bits depend on the processor.
+    """
+    if image.dtype == np.uint8:
+        red, green, blue = np.moveaxis(image.astype(np.uint32), -1, 0)
+        return ((299 * red + 587 * green + 114 * blue + 500) // 1000).astype(np.uint8)
+    red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).astype(np.float32)
 
 
 def _fit(image: AnyArray, size: tuple[int, int], spacing: Sequence[float] = (1.0, 1.0)) -> AnyArray:

@@ -92,9 +92,18 @@ def test_grey_becomes_three_equal_channels_and_colour_becomes_its_luma(plan: Pla
     three = prepare(grey, replace(plan, channels=3))
     assert np.array_equal(three, np.repeat(grey[..., None], 3, 2))
     assert np.array_equal(prepare(three, plan)[..., 0], grey)
-    red = np.zeros((32, 32, 3), np.uint8)
-    red[..., 0] = 255
-    assert int(prepare(red, plan).max()) == pytest.approx(0.299 * 255, abs=1)
+    for channel, luma in enumerate((76, 150, 29)):  # 76.2, 149.7 and 29.1
+        pure = np.zeros((32, 32, 3), np.uint8)
+        pure[..., channel] = 255
+        assert (prepare(pure, plan) == luma).all()
+
+
+def test_equal_channels_of_any_depth_are_grey_to_the_last_bit(plan: Plan) -> None:
+    deep = replace(plan, bits=16, high=65535.0)
+    every = np.arange(65536, dtype=np.uint16).reshape(64, 32, 32)
+    assert all(np.array_equal(prepare(np.repeat(g[..., None], 3, 2), deep)[..., 0], g) for g in every)
+    small = every[0, :8].astype(np.uint8)
+    assert np.array_equal(prepare(np.repeat(small[..., None], 3, 2), replace(plan, size=(8, 32)))[..., 0], small)
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 3]), st.sampled_from(["u1", "u2", "i2", "f4"]))
