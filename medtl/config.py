@@ -650,12 +650,6 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _refit_stands_alone(self) -> Self:
-        if self.segmenter.refit and self.scratch:
-            raise ValueError("segmenter.refit and scratch: pages compare trainings that validation watched; set one")
-        return self
-
-    @model_validator(mode="after")
     def _parts_are_not_empty(self) -> Self:
         if self.accumulate > self.batch_size:
             raise ValueError("accumulate cuts a batch into more parts than it has images")

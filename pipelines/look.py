@@ -133,7 +133,13 @@ def strategies(config: Config) -> Table:
         for phase in phases
     ]
     head = ("strategy", "phase", "unfrozen", "epochs", "peak rate", "decay", "BatchNorm", "augmentation")
-    return "Strategies (model.phases)", head, rows
+    again = config.segments and config.model.segmenter.refit
+    title = (
+        "; the chosen one once more on validation too, as long as its best state took (segmenter.refit)"
+        if again
+        else ""
+    )
+    return f"Strategies (model.phases){title}", head, rows
 
 
 def codes(config: Config) -> Table:

@@ -133,12 +133,14 @@ def write_folds(
         comparison=comparison,
         terms=terms(networks, bare, comparison) if bare else None,
         unit="pixels" if config.segments and read_grid(found[0].prepared.plan.path).axis is None else "mm",
+        twice=any(network.refit is not None for network in networks),
     )
     figures: dict[str, Any] = {
         "name": config.name,
         "metrics": {name: asdict(score) for name, score in evaluation.metrics.items()},
         "folds": [asdict(one) for one in evaluation.folds],
         "by": config.dataset.folds.by,
+        "refit": design.twice,
         "artifact": pooled.digest,
     }
     if design.scratch is not None and design.comparison is not None and design.terms is not None:

@@ -21,7 +21,7 @@ from medtl.artifacts import Store, code_digest, digest_of, file_digest, storage_
 from medtl.audit import SWEPT, AuditLog
 from medtl.config import Config
 from medtl.pseudonyms import load_pseudonymiser
-from medtl.records import PARTS, Artifact, Exclusion, Release
+from medtl.records import PARTS, Artifact, Checkpoint, Exclusion, Release
 from pipelines.prepared import Prepared, Segmented, Trained
 from pipelines.steps import (
     file_count,
@@ -194,7 +194,7 @@ def summarise(
     from medtl.model.io import read_checkpoint
     from medtl.report.fairness import terms
 
-    split = read_split(prepared.split.path)
+    split, network = read_split(prepared.split.path), read_checkpoint(trained.checkpoint.path)
     scores = read_evaluation(trained.evaluation.path).metrics
     summary: dict[str, Any] = {
         "name": config.name,
@@ -210,10 +210,11 @@ def summarise(
             "predictions": trained.test.digest,
             "evaluation": trained.evaluation.digest,
         },
+        **_second_training(network),
     }
     if scratch is not None and comparison is not None:
         found = read_comparison(comparison.path)
-        network, bare = (read_checkpoint(one.checkpoint.path) for one in (trained, scratch))
+        bare = read_checkpoint(scratch.checkpoint.path)
         summary["cautions"] = list(terms([network], [bare], found).warnings)
         reference, difference = found.reference_score, found.difference
         summary["scratch"] = {found.metric: {"value": reference.value, "low": reference.low, "high": reference.high}}
@@ -263,11 +264,16 @@ def summarise_training(checkpoint: Artifact) -> dict[str, Any]:
             }
             for p in record.phases
         ],
-        # whose phases these are
-        **({"refit": {"chosen_by": record.refit.chosen_by, "patients": record.refit.patients}} if record.refit else {}),
+        **_second_training(record),  # whose phases these are
         "reused": checkpoint.reused,
         "artifact": str(checkpoint.path),
     }
+
+
+def _second_training(record: Checkpoint) -> dict[str, Any]:
+    """Say whether validation was learned from too, in a second training; nothing where there was one alone."""
+    refit = record.refit
+    return {"refit": {"chosen_by": refit.chosen_by, "patients": refit.patients}} if refit else {}
 
 
 def training_patients(prepared: Prepared) -> int:

@@ -303,9 +303,11 @@ def _luma(image: AnyArray) -> AnyArray:
     """
     if image.dtype == np.uint8:
         red, green, blue = np.moveaxis(image.astype(np.uint32), -1, 0)
-        return ((299 * red + 587 * green + 114 * blue + 500) // 1000).astype(np.uint8)
+        nearest: AnyArray = (299 * red + 587 * green + 114 * blue + 500) // 1000
+        return nearest.astype(np.uint8)
     red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
-    return (0.299 * red + 0.587 * green + 0.114 * blue).astype(np.float32)
+    luma: FloatArray = 0.299 * red + 0.587 * green + 0.114 * blue
+    return luma.astype(np.float32)
 
 
 def _fit(image: AnyArray, size: tuple[int, int], spacing: Sequence[float] = (1.0, 1.0)) -> AnyArray:

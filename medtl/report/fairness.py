@@ -30,6 +30,7 @@ _SHORTER = 0.8  # share of the other's epochs, below which a training is called 
 _LEAST = 0.005  # rise on validation that could matter
 _SHARE = 0.25  # of the difference on test, from which the loser's rise counts
 _FALL = 0.05  # below the best epochs
+_LOSS = 1.5  # times the first training's loss, from which a second one is said to have gone otherwise
 _FEWEST = 5  # looks at validation that a change can be told from
 _ERRORS = {"rise": 3.0, "fall": 5.0}  # standard errors that must be exceeded; a collapse is nothing subtle
 _NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
@@ -41,7 +42,8 @@ class Training:
     """How a network was trained, or how several were on folds; ``None`` where it cannot be told.
 
     The last epochs are the last fifth; what is compared with them are means over as many, so that no single lucky epoch
-    counts, and the error of their difference, from the scatter of epoch to epoch, tells chance from change.
+    counts, and the error of their difference, from the scatter of epoch to epoch, tells chance from change. Validation
+    watched the first training of each network; of a second one, on validation too, there is the loss alone.
     """
 
     parameters: int
@@ -53,6 +55,8 @@ class Training:
     rise_error: float | None  # ``None`` where a fifth has but one value
     fallen: tuple[float, ...]  # of each network that fell back: from its best epochs to the last ones
     courses: tuple[tuple[tuple[int, float], ...], ...]  # of each network: epoch, and the metric on validation
+    again: float | None  # mean epochs of the second trainings
+    strayed: tuple[float, ...]  # of each second training that ended far above the first one's loss: how many times it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,11 @@ class Terms:
     scratch: Training
     transferred: bool
     cautions: tuple[str, ...]
+
+    @property
+    def twice(self) -> bool:
+        """Whether what was tested comes from a second training."""
+        return self.transfer.again is not None or self.scratch.again is not None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -79,6 +88,7 @@ class Terms:
             ("Highest learning rate where all of it learned", *(_rate(one.rate) for one in sides)),
             (f"Best {name} on validation", *(_best(one) for one in sides)),
             ("Its rise in the last fifth of the epochs", *(number(one.rise) for one in sides)),
+            *([("Epochs of the second training", *(_epochs(one.again) for one in sides))] if self.twice else []),
         )
         return Table("How both were trained", ("What", "With transfer", "From scratch"), rows, frozenset({1, 2}))
 
@@ -104,7 +114,7 @@ def terms(transfer: Sequence[Checkpoint], scratch: Sequence[Checkpoint], compari
     if all(checkpoint.weights.share == 0 for checkpoint in transfer):
         return Terms(one, other, False, ())
     found = (_rates(one, other), _lengths(one, other), _unfinished(one, other, comparison), _collapse(other),
-             _chance(comparison))  # fmt: skip
+             _strayed(one, other), _chance(comparison))  # fmt: skip
     return Terms(one, other, True, tuple(caution for caution in found if caution))
 
 
@@ -135,6 +145,8 @@ def _training(checkpoints: Sequence[Checkpoint]) -> Training:
     ]
     rises = [change.rise for change in changes if change.rise is not None]
     errors = [change.error for change in changes if change.rise is not None and change.several]
+    again = [one.refit for one in checkpoints if one.refit is not None]
+    losses = [_times_the_loss(one) for one in checkpoints]
     return Training(
         parameters=first.parameters,
         epochs=fmean(len(one.history) for one in checkpoints),
@@ -145,7 +157,22 @@ def _training(checkpoints: Sequence[Checkpoint]) -> Training:
         rise_error=math.hypot(*errors) / len(errors) if errors and len(errors) == len(rises) else None,
         fallen=tuple(change.fall for change in changes if change.fall > max(_FALL, _ERRORS["fall"] * change.error)),
         courses=courses,
+        again=_mean([len(one.history) for one in again]),
+        strayed=tuple(times for times in losses if times is not None and not times < _LOSS),  # nan strayed too
     )
+
+
+def _times_the_loss(checkpoint: Checkpoint) -> float | None:
+    """Compare the loss that a second training ended with to the first one's at the state that was kept.
+
+    More patients are learned from, so a little more is to be expected.
+    """
+    if checkpoint.refit is None or not checkpoint.refit.history:
+        return None
+    kept = next(phase for phase in checkpoint.phases if phase.kept)
+    of_phase = [epoch.train_loss for epoch in checkpoint.history if epoch.phase == kept.name]
+    first, last = of_phase[kept.best_epoch - 1], checkpoint.refit.history[-1].train_loss
+    return last / first if first > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +254,18 @@ def _collapse(scratch: Training) -> str:
     )
 
 
+def _strayed(transfer: Training, scratch: Training) -> str:
+    """Say that a second training, which validation does not watch, went otherwise than the first."""
+    said = []
+    for name, one in (("With transfer", transfer), ("From scratch", scratch)):
+        if one.strayed:
+            which = "the second training" if len(one.courses) == 1 else f"{len(one.strayed)} of {len(one.courses)}"
+            said.append(f"{name} {which} ended with up to {max(one.strayed):.2g} times the loss of the first")
+    if not said:
+        return ""
+    return f"{'; '.join(said)}. Validation does not watch a second training: see what the first ones give."
+
+
 def _chance(comparison: Comparison | None) -> str:
     if comparison is None or comparison.metric != "auroc":
         return ""
@@ -242,6 +281,10 @@ def _chance(comparison: Comparison | None) -> str:
 
 def _counted(epochs: float) -> str:
     return "one epoch" if epochs == 1 else f"{epochs:g} epochs"
+
+
+def _epochs(mean: float | None) -> str:
+    return DASH if mean is None else f"{mean:g}"
 
 
 def _mean(values: Sequence[float]) -> float | None:

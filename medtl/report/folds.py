@@ -37,6 +37,7 @@ class Design:
     terms: Terms | None = None  # how both were trained
     level: float = 0.95  # coverage of the intervals
     unit: Literal["mm", "pixels"] = "mm"  # of distances
+    twice: bool = False  # each fold's network was trained once more, on its validation part too
 
 
 def render(evaluation: Evaluation, design: Design) -> str:

@@ -59,7 +59,6 @@ def test_a_file_that_could_be_misread_is_refused_in_one_line(tmp_path: Path, tex
         ("seed=!!python/object/apply:os.getcwd []", "not valid YAML"),
         ("model..dropout=1", "write it as a.b=c"),
         ("model.droput=1", "did you mean 'dropout'"),
-        ("model={scratch: true, segmenter: {refit: true}}", "trainings that validation watched"),
         ("model.segmenter={members: 2, refit: true}", "set one of them"),
     ],
 )

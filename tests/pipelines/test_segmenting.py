@@ -216,6 +216,15 @@ def test_folds_stand_beside_the_same_network_without_weights(finished: tuple[Pat
     assert both["transfer"]["rate"] == both["scratch"]["rate"] == pytest.approx(3e-3)
     assert both["transfer"]["epochs"] == both["scratch"]["epochs"] == 1 and both["cautions"] == []
     assert [len(side["courses"]) for side in (both["transfer"], both["scratch"])] == [len(told["folds"])] * 2
+    assert told["refit"] is False and "second time" not in page
+
+    settings = (*settings, "model.segmenter.refit=true")
+    twice = medtl("crossval", folder / "balls.yaml", *(part for one in settings for part in ("--set", one)))
+    page, again = Path(twice["report"]).read_text(), twice["trainings"]
+    assert twice["refit"] and "Both were trained a second time" in page and "nothing chose among its states" in page
+    assert again["transfer"]["again"] == again["scratch"]["again"] == 1 and both["transfer"]["again"] is None
+    assert again["transfer"]["courses"] == both["transfer"]["courses"]  # validation watched the first ones alone
+    assert twice["metrics"]["dice"] != told["metrics"]["dice"] and twice["scratch"]["dice"] != told["scratch"]["dice"]
 
 
 def test_it_is_measured_on_masks_from_elsewhere(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -259,6 +268,10 @@ def test_two_processes_train_what_one_trains(finished: tuple[Path, dict[str, Any
     apart = np.concatenate([np.abs(another[name] - value).reshape(-1) for name, value in one.items()])
     # sums in another order, in bf16: AdamW turns the sign of a gradient near 0 into a step of its rate, 0.01
     assert apart.mean() < 1e-2
+    twice = ("--set", "model.segmenter.refit=true", "--set", "model.processes=2")
+    told = medtl("train", folder / "balls.yaml", *twice)
+    second = read_checkpoint(found_checkpoint(folder, told["checkpoint"])).refit
+    assert second is not None and (second.studies, second.chosen_by) == (12, told["refit"]["chosen_by"])
 
 
 def trained(folder: Path) -> dict[str, dict[str, Any]]:
@@ -295,11 +308,13 @@ def test_a_second_training_learns_from_validation_too_and_decides_nothing(
 ) -> None:
     folder, one = finished
     grid = ("--set", "model.segmenter.refit=true", "--set", "report.title=Trained twice")
+    grid += ("--set", "report.learning_curve=1")
     told = medtl("run", folder / "balls.yaml", *grid)
     before, after = one["digests"]["checkpoint"], told["digests"]["checkpoint"]
     assert told["status"] == "validated" and after != before and told["split"] == one["split"]
     first, second = read_checkpoint(found_checkpoint(folder, before)), read_checkpoint(found_checkpoint(folder, after))
     refit = second.refit
+    assert told["refit"] == {"chosen_by": first.weights_sha256, "patients": 12} and "refit" not in one
     assert refit is not None and first.refit is None and refit.chosen_by == first.weights_sha256
     assert (refit.studies, refit.patients) == (12, 12)  # 8 of training and 4 of validation; the 4 of test stay away
     assert (second.phases, len(second.history)) == (first.phases, len(first.history))
@@ -326,6 +341,7 @@ def test_a_second_training_learns_from_validation_too_and_decides_nothing(
         refit_masks(once, prepared, fit_masks(once, prepared))
     assert heard["training on validation too"] / heard["training"] == 12 / 8  # patches of all twelve are drawn
     page = Path(told["report"]).read_text()
+    assert "Learning curve: Dice on validation" in page  # of first trainings
     assert "The second training" in page and "12 studies of training and validation together" in page
     (card,) = (p for p in (folder / "workspace/artifacts/release").rglob("card.md") if "second time" in p.read_text())
     assert "12 patients" in card.read_text()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medtl.records import Checkpoint, Comparison, Epoch, LoadReport, Phase, Score
+from medtl.records import Checkpoint, Comparison, Epoch, LoadReport, Phase, Refit, Score
 from medtl.report.fairness import curves, of, terms
 from medtl.report.figures import COLOURS
 from medtl.report.folds import Design
@@ -197,6 +197,45 @@ def test_without_a_comparison_only_what_needs_none_is_said():
     assert len(found) == 1 and "rate" in found[0]
 
 
+def again(checkpoint, losses):
+    """Train it a second time, on validation too; ``losses`` are what was left of each epoch."""
+    epochs = tuple(Epoch("all", number, loss, float("nan"), None) for number, loss in enumerate(losses, 1))
+    return replace(checkpoint, refit=Refit("cd" * 32, 20, 10, checkpoint.phases, epochs))
+
+
+def test_second_trainings_are_named_and_their_lengths_shown():
+    one, other = again(trained(LOADED), (0.6, 0.5, 0.5)), again(trained(NOTHING), (0.6, 0.5))
+    both = terms([one, again(one, (0.5,) * 4)], [other, other], compared(0.05))
+    assert (both.transfer.again, both.scratch.again, both.cautions) == (3.5, 2, ())
+    assert ("Epochs of the second training", "3.5", "2") in both.table().rows
+    once = terms([trained(LOADED)], [trained(NOTHING)], compared(0.05))
+    assert (once.transfer.again, once.twice, both.twice) == (None, False, True)
+    assert len(both.table().rows) == len(once.table().rows) + 1
+
+
+@pytest.mark.parametrize(("ends", "said"), [(0.74, False), (0.75, True), (1.5, True), (float("nan"), True)])
+def test_a_second_training_that_went_otherwise_is_said(ends, said):
+    one, other = again(trained(LOADED), (0.5,)), again(trained(NOTHING), (0.5, ends))  # 0.5 was left by the first
+    found = cautions(one, other)
+    assert bool(found) is said
+    assert not said or f"From scratch the second training ended with up to {ends / 0.5:.2g} times" in found[0]
+    several = terms([one] * 3, [other, other, again(other, (0.5,))], compared(0.05)).cautions
+    assert not said or "From scratch 2 of 3 ended" in several[0]
+    turned = cautions(again(trained(LOADED), (0.5, ends)), again(trained(NOTHING), (0.5,)))
+    assert ("With transfer the second" in " ".join(turned)) is said
+
+
+def test_the_loss_of_a_second_training_is_held_against_the_state_that_was_kept():
+    first = trained(LOADED)
+    (phase,) = first.phases  # its best epoch is the third
+    losses = (4.0, 3.0, 0.2, *(epoch.train_loss for epoch in first.history[3:]))
+    history = tuple(replace(epoch, train_loss=loss) for epoch, loss in zip(first.history, losses, strict=True))
+    before = Epoch("head", 1, 9.0, 0.5, 0.5)
+    first = replace(first, phases=(replace(phase, name="head", kept=False), phase), history=(before, *history))
+    assert cautions(again(first, (0.29,)), again(trained(NOTHING), (0.5,))) == ()
+    assert "up to 1.6 times" in cautions(again(first, (0.32,)), again(trained(NOTHING), (0.5,)))[0]
+
+
 def test_the_page_of_a_diagnosis_shows_both_and_warns(make_facts):
     facts = make_facts()
     facts = replace(facts, scratch=trained(NOTHING, (0.85,) * 9, rate=2e-3))
@@ -215,4 +254,8 @@ def test_the_page_of_folds_shows_both_and_warns(make_facts):
     design = Design("patient", "Cells", "resnet18", "imagenet", 50, 25, True, scratch=evaluation, comparison=comparison)
     text = render_folds(evaluation, replace(design, terms=both))
     assert text.count("Before you believe it") == 1 and text.count("How both were trained") == 2  # caption and region
-    assert "a line for each network" in text
+    assert "a line for each network" in text and "second time" not in text and "second training" not in text
+    twice = terms([again(trained(LOADED), (0.5,))] * 2, [again(trained(NOTHING), (0.5,))] * 2, comparison)
+    said = render_folds(evaluation, replace(design, terms=twice, twice=True))
+    assert "Both were trained a second time" in said and "Epochs of the second training" in said
+    assert "comes from a second training, on its training and validation parts together" in said
