@@ -594,12 +594,18 @@ def train_network(
         config, cohort.path, split.path, plan.path, pack.path, pack.digest, saver.path.parent, label, threads, shared,
         unlabelled, chosen.path if chosen else None,
     )  # fmt: skip
-    if saver.path.exists() and store.find("checkpoint", inputs) is None:
-        log.warning("an interrupted training was found; going on from where it was last saved")
-    began = time.perf_counter()
-    artifact = store.make("checkpoint", inputs, lambda folder: training.train(job, folder))
-    if not artifact.reused:
-        keep_seconds(config, artifact, time.perf_counter() - began)
+
+    def build(folder: Path) -> None:  # under the artifact's lock: what is there is not of a run that is at work
+        if saver.path.exists():
+            log.warning("an interrupted training was found; going on from where it was last saved")
+        began = time.perf_counter()
+        training.train(job, folder)
+        taken.append(time.perf_counter() - began)
+
+    taken: list[float] = []
+    artifact = store.make("checkpoint", inputs, build)
+    if taken:
+        keep_seconds(config, artifact, *taken)
     saver.clear()
     return artifact
 

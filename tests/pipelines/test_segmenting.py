@@ -176,6 +176,7 @@ def test_a_killed_training_ends_with_the_same_bits(finished: tuple[Path, dict[st
         os.killpg(process.pid, signal.SIGKILL)  # with whatever it started
     assert list(unfinished.rglob("progress.safetensors")), "it was killed before it saved anything"
     again = medtl("run", path)
+    assert "an interrupted training was found" in (tmp_path / "workspace" / "logs" / "medtl.log").read_text()
     assert again["digests"]["checkpoint"] == summary["digests"]["checkpoint"]
     assert again["metrics"] == summary["metrics"]
 
