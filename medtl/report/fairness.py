@@ -158,7 +158,7 @@ def _training(checkpoints: Sequence[Checkpoint]) -> Training:
         fallen=tuple(change.fall for change in changes if change.fall > max(_FALL, _ERRORS["fall"] * change.error)),
         courses=courses,
         again=_mean([len(one.history) for one in again]),
-        strayed=tuple(times for times in losses if times is not None and not times < _LOSS),  # nan strayed too
+        strayed=tuple(times for times in losses if times is not None and times >= _LOSS),
     )
 
 
