@@ -134,12 +134,8 @@ def strategies(config: Config) -> Table:
     ]
     head = ("strategy", "phase", "unfrozen", "epochs", "peak rate", "decay", "BatchNorm", "augmentation")
     again = config.segments and config.model.segmenter.refit
-    title = (
-        "; the chosen one once more on validation too, as long as its best state took (segmenter.refit)"
-        if again
-        else ""
-    )
-    return f"Strategies (model.phases){title}", head, rows
+    twice = "; the chosen one twice, the second time on validation too (model.segmenter.refit)" if again else ""
+    return f"Strategies (model.phases){twice}", head, rows
 
 
 def codes(config: Config) -> Table:

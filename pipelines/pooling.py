@@ -140,7 +140,7 @@ def write_folds(
         "metrics": {name: asdict(score) for name, score in evaluation.metrics.items()},
         "folds": [asdict(one) for one in evaluation.folds],
         "by": config.dataset.folds.by,
-        "refit": design.twice,
+        "twice": design.twice,
         "artifact": pooled.digest,
     }
     if design.scratch is not None and design.comparison is not None and design.terms is not None:

@@ -24,7 +24,7 @@ import numpy as np
 from scipy import ndimage
 
 from medtl.config import GridConfig
-from medtl.dataset.transforms import Axis, coarsest, meaning, oriented
+from medtl.dataset.transforms import Axis, coarsest, luma, meaning, oriented
 from medtl.errors import PlanError
 from medtl.progress import advance
 from medtl.records import AnyArray, FloatArray, GridPlan, IntArray, Scan, Structure
@@ -753,8 +753,7 @@ def _coloured(image: FloatArray, channels: int) -> FloatArray:
     if image.ndim == 2:
         return np.repeat(image[..., None], channels, 2)
     if channels == 1:
-        luma: FloatArray = (image * np.array([0.299, 0.587, 0.114], np.float32)).sum(-1, keepdims=True)
-        return luma
+        return luma(image)[..., None]
     return image
 
 

@@ -290,24 +290,30 @@ def _with_channels(image: AnyArray, channels: int) -> AnyArray:
     if image.dtype not in (np.uint8, np.float32):
         image = image.astype(np.float32)
     if channels == 1 and image.ndim == 3:
-        return _luma(image)
+        return luma(image)
     if channels == 3 and image.ndim == 2:
         return np.repeat(image[..., None], 3, axis=2)
     return image
 
 
-def _luma(image: AnyArray) -> AnyArray:
+def luma(image: AnyArray) -> AnyArray:
     """Weigh red, green and blue as ITU-R BT.601 does, to the nearest integer of 8 bits; equal ones stay what they are.
 
     Term by term and not as a matrix product, whose last bits depend on the processor.
+
+    Args:
+        image: (rows, columns, 3), uint8 or any float.
+
+    Returns:
+        (rows, columns), uint8 or float32.
     """
     if image.dtype == np.uint8:
         red, green, blue = np.moveaxis(image.astype(np.uint32), -1, 0)
         nearest: AnyArray = (299 * red + 587 * green + 114 * blue + 500) // 1000
         return nearest.astype(np.uint8)
     red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
-    luma: FloatArray = 0.299 * red + 0.587 * green + 0.114 * blue
-    return luma.astype(np.float32)
+    weighed: FloatArray = 0.299 * red + 0.587 * green + 0.114 * blue
+    return weighed.astype(np.float32)
 
 
 def _fit(image: AnyArray, size: tuple[int, int], spacing: Sequence[float] = (1.0, 1.0)) -> AnyArray:

@@ -15,7 +15,7 @@ from medtl.dataset.io import read_grid
 from medtl.errors import ConfigError, PlanError
 from medtl.model.segmenter import choose
 from medtl.records import Artifact
-from pipelines import segmenting, steps
+from pipelines import look, segmenting, steps
 from pipelines.prepared import Prepared
 
 
@@ -89,6 +89,12 @@ def test_what_is_for_diagnosis_is_refused_by_name(tmp_path: Path, more: dict[str
 def test_a_value_twice_in_a_structure_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="several different ones"):
         config_of(tmp_path, {"odd": [1, 1]})  # type: ignore[dict-item]
+
+
+def test_phases_are_shown_with_how_often_they_are_gone_through(tmp_path: Path) -> None:
+    once, *_ = look.strategies(config_of(tmp_path, {"odd": 1}))
+    twice, *_ = look.strategies(config_of(tmp_path, {"odd": 1}, model={"segmenter": {"refit": True}}))
+    assert "twice" in twice and "twice" not in once
 
 
 @pytest.mark.parametrize("network", ["auto", "encoder_unet", "dynunet"])

@@ -189,6 +189,9 @@ def test_pictures_become_zero_to_one_with_their_colours_first() -> None:
     values = grid.to_grid(cohort.pixels["i0"], cohort.scans[0], plan)
     assert values.shape == (3, 64, 48) and np.all(values == 1)
     assert grid.to_grid(np.full((10, 12), 51, np.uint8), replace(cohort.scans[0], shape=(10, 12)), plan)[2, 3, 4] == 0.2
+    coloured = np.full((10, 12, 3), (51, 102, 204), np.uint8)
+    grey = grid.to_grid(coloured, replace(cohort.scans[0], shape=(10, 12, 3)), replace(plan, channels=1))
+    assert grey.shape == (1, 10, 12) and grey[0, 2, 3] == pytest.approx((51 * 0.299 + 102 * 0.587 + 204 * 0.114) / 255)
     assert grid.misfit(replace(cohort.scans[0], dtype="<u2"), plan) is not None
     assert grid.misfit(cohort.scans[1], plan) is None
 
