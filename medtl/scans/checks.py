@@ -149,8 +149,12 @@ CODES: Mapping[str, Code] = {
         "A series of a cross-sectional modality has one slice in this orientation.", "It is taken as an image."
     ),
     "mosaic": _refused(
-        "A Siemens mosaic (slices tiled into one image) that cannot be taken apart, or is wanted as an image.",
+        "A mosaic or grid (slices tiled into one image) that cannot be taken apart, or is wanted as an image.",
         "Export as enhanced multi-frame, or convert the series with a tool that opens mosaics.",
+    ),
+    "program_fault": _refused(
+        "The program failed on this file or series: a fault of medtl, not known to be one of the file.",
+        "Report the place in the program that the reason names; after an update of medtl the file is read again.",
     ),
     "mask_geometry": _refused(
         "A mask does not lie on its image's grid.", "Export mask and image from the same state of the tool."
@@ -452,8 +456,8 @@ HEADER_CHECKS: tuple[Callable[[Header], tuple[Finding, ...]], ...] = (
     check_truncated,
     check_extra_bytes,
     check_executable_preamble,
-    check_mosaic,
     check_bad_geometry,
+    check_mosaic,
     check_no_geometry,
     check_localizer,
     check_no_scan,

@@ -22,6 +22,7 @@ from medtl.pseudonyms import Pseudonymiser
 from medtl.records import AnyArray, Exclusion
 from medtl.scans import io
 from medtl.scans.checks import action_of, check_policy
+from medtl.scans.faults import faults_refused
 from medtl.scans.frames import UNCOMPRESSED, stored_type
 from medtl.scans.headers import Header
 from medtl.scans.intake import judge_with_pixels
@@ -139,7 +140,8 @@ class _Writer:
                 refused.append(Exclusion(item, "scans", worst.code, worst.reason, len(own), verdict.action))
                 continue
             try:
-                written += self._convert(own, verdict, item, number)
+                with faults_refused():
+                    written += self._convert(own, verdict, item, number)
             except ScanError as error:
                 refused.append(_exclude(item, error, self._config, len(own)))
         return written, refused

@@ -26,6 +26,7 @@ from medtl.pseudonyms import Pseudonymiser
 from medtl.records import Exclusion
 from medtl.scans import io
 from medtl.scans.checks import action_of
+from medtl.scans.faults import faults_refused
 from medtl.scans.profile import Rules
 from medtl.scans.sources import SourceFile, list_files, survey
 
@@ -163,7 +164,8 @@ def _release(
     try:
         if file.refusal is not None:
             raise file.refusal
-        released = io.deidentify_file(file, out, names, rules, config)
+        with faults_refused():
+            released = io.deidentify_file(file, out, names, rules, config)
     except ScanError as error:
         yield file, error
         return

@@ -93,8 +93,11 @@ class Tiles:
     """How the slices of a mosaic lie in its one frame, and which way they go (LPS, unit vector)."""
 
     count: int
-    across: int  # tiles in a row, and in a column
+    across: int  # tiles in a row
+    down: int  # tiles in a column
     normal: Vector
+    between_mm: float  # from slice to slice
+    first_mm: Vector | None = None  # position of the first slice, where the header gives those of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ class Header:
     sex: str | None = None
     age: str | None = None
     executable: str | None = None  # "PE" or "ELF" where the preamble is a program's
-    mosaic: bool = False  # Siemens: many slices tiled into one frame
+    mosaic: bool = False  # Siemens, United Imaging: many slices tiled into one frame
     window: tuple[float, float] | None = None  # first centre and width
     has_lut: bool = False  # a modality LUT sequence instead of slope and intercept
     tiles: Tiles | None = None  # of a mosaic, where they are told completely
@@ -175,6 +178,7 @@ class PixelPlace:
 
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
+UIH_CREATOR = "Image Private Header"  # of United Imaging's private block in group 0065
 _ENCAPSULATED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")  # their beginnings
 _VIDEO = "1.2.840.10008.1.2.4.10"  # MPEG-2, MPEG-4, HEVC: many frames in a fragment
 MOST_FRAMES = 1_000_000
@@ -246,6 +250,10 @@ ATTRIBUTES: Mapping[str, tuple[int, int, str]] = {
     "GeCreator": (0x0043, 0x0010, "LO"),
     "GeImageKind": (0x0043, 0x102F, "SS"),
     "GeBValue": (0x0043, 0x1039, "IS"),
+    "UihCreator": (0x0065, 0x0010, "LO"),
+    "UihBValue": (0x0065, 0x1009, "FD"),
+    "UihDiffusionDirection": (0x0065, 0x1037, "FD"),
+    "UihSlices": (0x0065, 0x1050, "DS"),
     "PhilipsCreator": (0x2001, 0x0010, "LO"),
     "PhilipsBValue": (0x2001, 0x1003, "FL"),
 }
@@ -277,7 +285,7 @@ _SPLIT_TAGS = frozenset(_TAG[keyword] for keyword in _SPLIT_NUMBERS)
 _GROUP_TAGS = frozenset(
     _TAG[keyword] for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 )
-_VENDOR_TAGS = frozenset(_TAG[keyword] for keyword in ("SiemensCreator", "GeCreator", "PhilipsCreator"))
+_VENDOR_TAGS = frozenset(_TAG[keyword] for keyword in ("SiemensCreator", "GeCreator", "UihCreator", "PhilipsCreator"))
 # Functional groups whose first item says something about the frame (PS3.3 C.7.6.16.2); others hold references.
 _MACROS = (
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
@@ -513,12 +521,17 @@ def _constant(raws: tuple[bytes | None, ...], pixels: str | None) -> tuple[dict[
     fields = {
         "image_type": parts if parts != ("",) else (),
         "gantry_tilt_degrees": _number(values, "GantryDetectorTilt"),
-        "mosaic": "MOSAIC" in parts,
+        "mosaic": not {"MOSAIC", "VFRAME"}.isdisjoint(parts) or _is_grid(values),
         "has_lut": values.get(_TAG["ModalityLUTSequence"], b"")[:4] == _ITEM,
         **_names(values),
         **_image(values, pixels),
     }
     return fields, _plane(values)
+
+
+def _is_grid(values: Values) -> bool:
+    """Tell a grid of United Imaging by the number of its slices, whatever its image type says."""
+    return _string(values, "UihCreator") == UIH_CREATOR and (_number(values, "UihSlices") or 0) > 1
 
 
 @lru_cache(maxsize=1024)
@@ -717,14 +730,17 @@ def _vendor_splits(values: Values, known: Set[str]) -> list[tuple[str, str]]:
     siemens = _string(values, "SiemensCreator") == "SIEMENS MR HEADER"
     ge = _string(values, "GeCreator") == "GEMS_PARM_01"
     philips = _string(values, "PhilipsCreator") in ("Philips Imaging DD 001", "PHILIPS IMAGING DD 001")
-    for vendor, keyword in ((siemens, "SiemensBValue"), (ge, "GeBValue"), (philips, "PhilipsBValue")):
+    uih = _string(values, "UihCreator") == UIH_CREATOR
+    b_values = (siemens, "SiemensBValue"), (ge, "GeBValue"), (uih, "UihBValue"), (philips, "PhilipsBValue")
+    for vendor, keyword in b_values:
         numbers = _numbers(values, keyword) if vendor and "DiffusionBValue" not in known else None
         if numbers:
             # GE adds 1e9 to the b-value of some sequences, as a flag
             splits.append(("DiffusionBValue", f"{numbers[0] % 1e9 if ge else numbers[0]:.10g}"))
-    direction = _numbers(values, "SiemensDiffusionDirection") if siemens else None
-    if direction and "DiffusionGradientOrientation" not in known:
-        splits.append(("DiffusionGradientOrientation", "\\".join(f"{number:.10g}" for number in direction)))
+    for vendor, keyword in ((siemens, "SiemensDiffusionDirection"), (uih, "UihDiffusionDirection")):
+        direction = _numbers(values, keyword) if vendor and "DiffusionGradientOrientation" not in known else None
+        if direction:
+            splits.append(("DiffusionGradientOrientation", "\\".join(f"{number:.10g}" for number in direction)))
     kind = _integer(values, "GeImageKind") if ge and "ComplexImageComponent" not in known else None
     if kind in range(4):
         splits.append(("ComplexImageComponent", ("MAGNITUDE", "PHASE", "REAL", "IMAGINARY")[kind or 0]))

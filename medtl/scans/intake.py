@@ -30,6 +30,7 @@ from medtl.pseudonyms import SEVERAL, Pseudonymiser
 from medtl.records import AnyArray, Exclusion, Scan
 from medtl.scans import io
 from medtl.scans.checks import check_policy
+from medtl.scans.faults import faults_refused
 from medtl.scans.formats import Decoded
 from medtl.scans.headers import describe
 from medtl.scans.masks import SEGMENTATIONS, STRUCTURES, Grid
@@ -293,7 +294,8 @@ class _Intake:
         try:
             if member.damage is not None:
                 raise member.damage
-            series, frames = self._reader.mask_source(member)
+            with faults_refused():
+                series, frames = self._reader.mask_source(member)
             key = self._names.name("series", series) if series else None
             own = {self._names.name("reference", frame) for frame in frames}
             found = [t.scan for unit in units if unit.key == key for t in unit.taken if key and t.scan.is_volume]
@@ -306,7 +308,7 @@ class _Intake:
                 raise ScanError("mask_geometry" if found else "mask_without_image", reason)
             verdict = Verdict((0,), "accept", policy=self._config.checks.policy)
         except ScanError as error:
-            verdict = refused(0, error, self._config.checks.policy)
+            verdict = refused((0,), error, self._config.checks.policy)
         lies_on = [[scan.scan_id, scan.pixel_digest, scan.affine] for scan in images]
         digest = digest_of([self._settings, sha, lies_on, [[f.code, f.reason] for f in verdict.findings]])[:32]
         return _Job(digest, f"mask-{digest}", None, (member,), verdict, images)
@@ -350,11 +352,12 @@ class _Intake:
             worst = job.verdict.findings[0]
             return replace(unit, refused=(Refused(shas, worst.code, worst.reason, job.verdict.action),)), []
         try:
-            decoded = self._masks(job) if job.images else self._reader.decode(job.members, job.verdict)
+            with faults_refused():
+                decoded = self._masks(job) if job.images else self._reader.decode(job.members, job.verdict)
+                taken = [Taken(self._scan(job, index, len(decoded), one), shas) for index, one in enumerate(decoded)]
         except ScanError as error:
-            action = refused(0, error, self._config.checks.policy).action
+            action = refused((0,), error, self._config.checks.policy).action
             return replace(unit, refused=(Refused(shas, error.code, error.reason, action),)), []
-        taken = [Taken(self._scan(job, index, len(decoded), one), shas) for index, one in enumerate(decoded)]
         return replace(unit, taken=tuple(taken)), [one.pixels for one in decoded]
 
     def _scan(self, job: _Job, index: int, count: int, decoded: Decoded) -> Scan:
@@ -415,6 +418,16 @@ def judge_with_pixels(
     members: Sequence[Member], config: ScansConfig, accepted: Callable[[Sequence[int]], set[str]], reader: io.Reader
 ) -> tuple[Verdict, ...]:
     """Judge files that belong together; where slices share a place, their pixels tell copies from others."""
+    try:
+        with faults_refused():
+            return _judged(members, config, accepted, reader)
+    except ScanError as error:
+        return (refused(tuple(range(len(members))), error, config.checks.policy),)
+
+
+def _judged(
+    members: Sequence[Member], config: ScansConfig, accepted: Callable[[Sequence[int]], set[str]], reader: io.Reader
+) -> tuple[Verdict, ...]:
     verdicts = judge(members, config, accepted)
     crowded = [one for one in verdicts if one.volume is not None and "duplicate_position" in one.codes]
     digests: dict[tuple[int, int], str] = {}

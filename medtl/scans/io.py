@@ -34,6 +34,7 @@ from medtl.records import AnyArray, Exclusion
 from medtl.scans import decoding, formats, frames, masks, mosaic, nifti
 from medtl.scans.checks import action_of
 from medtl.scans.deidentify import burned_in_risk, deidentified, strip_nifti
+from medtl.scans.faults import faults_refused
 from medtl.scans.formats import Decoded
 from medtl.scans.geometry import Affine, Finding, Volume, untilt
 from medtl.scans.headers import DamagedError, Header, hush_pydicom, read_header
@@ -57,23 +58,28 @@ _HALF_RELEASED = re.compile(r"\.f-[0-9a-f]{16}\.(dcm|nii|nii\.gz)\.tmp")
 def look(file: SourceFile) -> Member:
     """Read a file's first bytes and, of DICOM, its header. Whatever the bytes are, nothing is raised."""
     try:
-        start = _first_bytes(file)
-        kind = formats.kind_of(start)
-        if kind is None:
-            reason = "none of DICOM, NIfTI, PNG, JPEG, TIFF, GIF or .npz by its first bytes"
-            return Member(file, None, damage=ScanError("not_an_image", reason))
-        if kind != "dicom":
-            return Member(file, kind)
-        header = read_header(start, file.size, lambda: read_bytes(file))
-        if header.mosaic:
-            header = with_tiles(header, _dataset(read_bytes(file), stop_before_pixels=True))
-        return Member(file, kind, header)
+        with faults_refused():
+            return _looked_at(file)
     except DamagedError as error:
         return Member(file, "dicom", error.header, error)
     except ScanError as error:
         return Member(file, None, damage=error)
     except OSError as error:
         return Member(file, None, damage=ScanError("unreadable", f"cannot be read ({error.strerror})"))
+
+
+def _looked_at(file: SourceFile) -> Member:
+    start = _first_bytes(file)
+    kind = formats.kind_of(start)
+    if kind is None:
+        reason = "none of DICOM, NIfTI, PNG, JPEG, TIFF, GIF or .npz by its first bytes"
+        return Member(file, None, damage=ScanError("not_an_image", reason))
+    if kind != "dicom":
+        return Member(file, kind)
+    header = read_header(start, file.size, lambda: read_bytes(file))
+    if header.mosaic:
+        header = with_tiles(header, _dataset(read_bytes(file), stop_before_pixels=True))
+    return Member(file, kind, header)
 
 
 def _first_bytes(file: SourceFile) -> bytes:

@@ -1,8 +1,10 @@
-"""Siemens mosaics: the slices of one volume as tiles of one image. Pure.
+"""Mosaics: the slices of one volume as tiles of one image. Pure.
 
-How many tiles there are and which way they go stands in a private element (CSA image header, version 2). The position
-in the header is the one that an image of the mosaic's size would have around the same centre. What does not fit is left
-to be refused (``mosaic``). Source: the layout as SPM and dcm2niix read it; checked against dcm2niix's volumes.
+Siemens says how many tiles there are and which way they go in a private element (CSA image header, version 2); the
+position in the header is the one that an image of the mosaic's size would have around the same centre. United Imaging
+gives the number and, in a private sequence, the position of every slice (its "grid"). What does not fit is left to be
+refused (``mosaic``). Source: the layouts as SPM and dcm2niix read them; Siemens checked against dcm2niix's volumes of
+real scans, United Imaging against its volumes of objects made after the vendor's description.
 """
 
 from __future__ import annotations
@@ -10,44 +12,107 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import replace
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medtl.errors import ScanError
 from medtl.records import AnyArray
-from medtl.scans.geometry import Volume, as_rows
-from medtl.scans.headers import Header, Tiles
+from medtl.scans.geometry import GAP_TOLERANCE, Placed, Volume, as_rows, displacement_mm, fault, measure, unevenness
+from medtl.scans.headers import UIH_CREATOR, Header, Plane, Tiles, Vector
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _CSA = (0x0029, 0x1010)
+_UIH_GROUP, _UIH_SLICES, _UIH_SEQUENCE = 0x0065, 0x50, 0x51
 _MARK = b"SV10"
 _MOST_FIELDS, _MOST_ITEMS = 1000, 1000
 _ALONG = 0.999  # cosine between the tiles' direction and the normal
+_ASIDE_MM = 0.1  # that a slice may lie beside the line through the first and the last one
 
 
 def with_tiles(header: Header, dataset: Dataset) -> Header:
     """Give a mosaic's header with its tiles, where they are told completely and fit; otherwise as it is."""
-    element = dataset.get(_CSA)
-    fields = read_csa(bytes(element.value)) if element is not None and isinstance(element.value, bytes) else {}
+    plane = header.planes[0] if len(header.planes) == 1 else None
+    if plane is None or header.samples != 1:
+        return header
+    tiles = _siemens(header, plane, dataset) if _CSA in dataset else _united_imaging(header, plane, dataset)
+    if tiles is None or header.rows % tiles.down or header.columns % tiles.across:
+        return header
+    return replace(header, tiles=tiles)
+
+
+def _siemens(header: Header, plane: Plane, dataset: Dataset) -> Tiles | None:
+    value = dataset[_CSA].value
+    fields = read_csa(value) if isinstance(value, bytes) else {}
     try:
         count = int(fields["NumberOfImagesInMosaic"][0])
         x, y, z = (float(text) for text in fields["SliceNormalVector"][:3])
         first = int(fields["ProtocolSliceNumber"][0])
     except (KeyError, IndexError, ValueError):
-        return header
-    plane = header.planes[0] if len(header.planes) == 1 else None
-    across = math.ceil(math.sqrt(count)) if count > 0 else 0
-    if plane is None or plane.orientation is None or not plane.between_mm or count < 2 or first != 0:
-        return header
-    if header.samples != 1 or header.rows % across or header.columns % across or plane.between_mm <= 0:
-        return header
+        return None
+    if fault(plane) or plane.orientation is None or not plane.between_mm or count < 2 or first != 0:
+        return None
     row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
-    if not abs(float(np.cross(row, column) @ (x, y, z))) > _ALONG:
-        return header
-    return replace(header, tiles=Tiles(count, across, (x, y, z)))
+    if not (abs(float(np.cross(row, column) @ (x, y, z))) > _ALONG and plane.between_mm > 0):
+        return None
+    across = math.ceil(math.sqrt(count))
+    return Tiles(count, across, across, (x, y, z), plane.between_mm)
+
+
+def _united_imaging(header: Header, plane: Plane, dataset: Dataset) -> Tiles | None:
+    """Read a grid: as many positions as there are said to be slices, in one even line along the normal.
+
+    A position in the header itself, where there is one, must be that of one of the slices.
+    """
+    positions = _slice_positions(dataset)
+    count = len(positions)
+    planes = tuple(replace(plane, position_mm=position) for position in positions)
+    if count < 2 or any(map(fault, planes)):
+        return None
+    placed = measure([replace(header, frames=count, planes=planes)], [(0, i) for i in range(count)])
+    if not _is_even_line(placed):
+        return None
+    step = np.subtract(positions[-1], positions[0]) / (count - 1)
+    between = float(np.linalg.norm(step))
+    if abs(float(step @ placed.axes[2])) <= _ALONG * between:
+        return None
+    if plane.position_mm and np.min(np.linalg.norm(placed.positions_mm - plane.position_mm, axis=1)) > _ASIDE_MM:
+        return None
+    across = math.ceil(math.sqrt(count))
+    x, y, z = (float(part) for part in step / between)
+    return Tiles(count, across, math.ceil(count / across), (x, y, z), between, positions[0])
+
+
+def _is_even_line(placed: Placed) -> bool:
+    """Tell whether slices follow each other upwards or downwards, evenly, on one straight line."""
+    places, count = placed.places, len(placed.places)
+    in_order = np.array_equal(places, np.arange(count)) or np.array_equal(places, np.arange(count)[::-1])
+    return in_order and unevenness(placed) <= GAP_TOLERANCE and displacement_mm(placed) <= _ASIDE_MM
+
+
+def _slice_positions(dataset: Dataset) -> tuple[Vector, ...]:
+    """Give the positions that a grid has for its slices; none where they are not as many as it says, or unreadable."""
+    try:
+        block = dataset.private_block(_UIH_GROUP, UIH_CREATOR)
+        count = int(block[_UIH_SLICES].value)
+        items = _items(dataset, block[_UIH_SEQUENCE].value)
+        positions = [[float(number) for number in item.ImagePositionPatient] for item in items]
+        found = tuple((x, y, z) for x, y, z in positions)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, OSError, struct.error):
+        return ()
+    return found if len(found) == count else ()
+
+
+def _items(dataset: Dataset, value: object) -> list[Dataset]:
+    """Give the items of a sequence; in implicit VR a private one is not known to be one and comes as bytes."""
+    from pydicom.filereader import read_sequence
+
+    if isinstance(value, bytes):
+        return list(read_sequence(BytesIO(value), True, True, len(value), dataset.original_character_set or "iso8859"))
+    return list(value)  # type: ignore[call-overload, no-any-return]
 
 
 def read_csa(data: bytes) -> dict[str, list[str]]:
@@ -81,17 +146,20 @@ def mosaic_volume(header: Header, index: int) -> Volume:
         index: of the header, for ``members``, which has this one frame.
     """
     tiles, plane = header.tiles, header.planes[0]
-    assert tiles is not None and plane.orientation and plane.position_mm and plane.spacing_mm and plane.between_mm
-    rows, columns = header.rows // tiles.across, header.columns // tiles.across
+    assert tiles is not None and plane.orientation and plane.spacing_mm
+    rows, columns = header.rows // tiles.down, header.columns // tiles.across
     between_rows, between_columns = plane.spacing_mm
     right, down = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
     matrix = np.eye(4)
     matrix[:3, 0], matrix[:3, 1] = right * between_columns, down * between_rows
-    matrix[:3, 2] = np.array(tiles.normal) * plane.between_mm
-    aside = right * between_columns * (header.columns - columns) / 2 + down * between_rows * (header.rows - rows) / 2
-    matrix[:3, 3] = np.array(plane.position_mm) + aside
+    matrix[:3, 2] = np.array(tiles.normal) * tiles.between_mm
+    if tiles.first_mm is not None:
+        matrix[:3, 3] = tiles.first_mm
+    else:
+        aside = right * between_columns * (header.columns - columns) / 2
+        matrix[:3, 3] = np.array(plane.position_mm) + aside + down * between_rows * (header.rows - rows) / 2
     matrix[:2] *= -1.0  # LPS -> RAS
-    spacing = (between_columns, between_rows, plane.between_mm)
+    spacing = (between_columns, between_rows, tiles.between_mm)
     return Volume(((index, 0),), (tiles.count, rows, columns), as_rows(matrix), spacing, plane.splits)
 
 
@@ -105,13 +173,14 @@ def cut(image: AnyArray, tiles: Tiles) -> AnyArray:
         A new array, (slices, rows, columns).
 
     Raises:
-        ScanError: ``mosaic`` where the last slice is empty or a tile behind it is not: their number is not as is said.
+        ScanError: ``mosaic``: a tile behind the last slice is not empty, or the last slice is and only the header's
+            number (not a position of its own) says that it is one.
     """
-    rows, columns = image.shape[0] // tiles.across, image.shape[1] // tiles.across
-    grid = image.reshape(tiles.across, rows, tiles.across, columns).swapaxes(1, 2)
+    rows, columns = image.shape[0] // tiles.down, image.shape[1] // tiles.across
+    grid = image.reshape(tiles.down, rows, tiles.across, columns).swapaxes(1, 2)
     pieces = np.ascontiguousarray(grid).reshape(-1, rows, columns)
     if pieces[tiles.count :].any():
         raise ScanError("mosaic", "a tile behind the last slice is not empty")
-    if not pieces[tiles.count - 1].any():
+    if tiles.first_mm is None and not pieces[tiles.count - 1].any():
         raise ScanError("mosaic", "the last slice is empty")
     return pieces[: tiles.count]

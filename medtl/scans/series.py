@@ -76,7 +76,7 @@ def judge(
         digests: of the pixels of some frames, by (file, frame): what tells copies from slices that share a place.
     """
     sound = [i for i, member in enumerate(members) if member.header is not None and member.damage is None]
-    verdicts = [refused(i, m.damage, config.checks.policy) for i, m in enumerate(members) if m.damage is not None]
+    verdicts = [refused((i,), m.damage, config.checks.policy) for i, m in enumerate(members) if m.damage is not None]
     verdicts += [
         Verdict((i,), "accept", policy=config.checks.policy)
         for i, member in enumerate(members)
@@ -141,10 +141,10 @@ def _image(
     return verdict((index,), findings)
 
 
-def refused(index: int, damage: ScanError, policy: Mapping[str, Action]) -> Verdict:
-    """Refuse a file that cannot be read: quarantined or rejected as the policy says, never taken."""
+def refused(members: tuple[int, ...], damage: ScanError, policy: Mapping[str, Action]) -> Verdict:
+    """Refuse files that cannot be read: quarantined or rejected as the policy says, never taken."""
     action = action_of(damage.code, policy)
-    return Verdict((index,), action if action in REFUSED else "quarantine", (Finding(damage.code, damage.reason),))
+    return Verdict(members, action if action in REFUSED else "quarantine", (Finding(damage.code, damage.reason),))
 
 
 def _strongest_first(findings: Iterable[Finding], policy: Mapping[str, Action]) -> tuple[Finding, ...]:

@@ -1,16 +1,20 @@
-"""A mosaic is cut into its slices where its header tells how, and refused where it does not."""
+"""A mosaic or grid is cut into its slices where its header tells how, and refused where it does not."""
 
 from __future__ import annotations
 
+import copy
+import math
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from pydicom import Dataset
-from pydicom.uid import MRImageStorage
+from pydicom.uid import ImplicitVRLittleEndian, MRImageStorage
 
 from medtl.config import ScansConfig
 from medtl.pseudonyms import Pseudonymiser
@@ -64,8 +68,6 @@ def taken(folder: Path, header: Dataset, out: Path) -> Any:
 def test_the_tiles_become_slices_that_lie_where_they_were_measured(
     tmp_path: Path, dicom: Callable[..., Dataset], slices: np.ndarray[Any, Any]
 ) -> None:
-    import nibabel
-
     done = taken(tmp_path / "in", mosaic(dicom, slices, **WHOLE), tmp_path / "out")
     (volume,) = done.volumes
     image = nibabel.load(tmp_path / "out" / volume.output)
@@ -96,6 +98,29 @@ def test_a_mosaic_that_is_not_told_completely_is_refused(
     assert (done.volumes, [one.code for one in done.refused]) == ((), ["mosaic"])
 
 
+@pytest.mark.parametrize(
+    ("attribute", "value", "code"),
+    [
+        ("ImagePositionPatient", None, "mosaic"),
+        ("ImageOrientationPatient", None, "mosaic"),
+        ("PixelSpacing", None, "mosaic"),
+        ("SpacingBetweenSlices", None, "mosaic"),
+        ("PixelSpacing", [0, 0], "bad_geometry"),
+        ("ImageOrientationPatient", [1, 0, 0, 0, 5, 0], "bad_geometry"),
+        ("ImagePositionPatient", [1e6, 0, 0], "bad_geometry"),
+    ],
+)
+def test_a_mosaic_without_a_sound_place_is_refused_and_the_rest_goes_on(
+    tmp_path: Path, dicom: Callable[..., Dataset], slices: np.ndarray[Any, Any], attribute: str, value: Any, code: str
+) -> None:
+    mosaic(dicom, slices, **WHOLE).save_as(tmp_path / "whole.dcm", enforce_file_format=True)
+    broken = mosaic(dicom, slices, **WHOLE)
+    setattr(broken, attribute, value)
+    done = taken(tmp_path, broken, tmp_path.parent / "out")
+    assert len(done.volumes) == 1
+    assert [one.code for one in done.refused] == [code]
+
+
 def test_a_damaged_csa_header_gives_nothing() -> None:
     whole = csa(**WHOLE)
     assert read_csa(whole) == WHOLE
@@ -107,3 +132,161 @@ def test_a_damaged_csa_header_gives_nothing() -> None:
                 broken[place] = int(rng.integers(0, 256))
         assert isinstance(read_csa(bytes(broken)), dict)
     assert read_csa(whole[:-40]) == {}
+
+
+def grid(
+    dicom: Callable[..., Dataset], slices: np.ndarray[Any, Any], positions: list[list[float]], **attributes: Any
+) -> Dataset:
+    """Make a grid of United Imaging, after the vendor's description (rordenlab/dcm2niix issue 225)."""
+    count, height, width = slices.shape
+    across = math.ceil(math.sqrt(count))
+    image = np.zeros((math.ceil(count / across) * height, across * width), np.uint16)
+    for number, one in enumerate(slices):
+        top, left = number // across * height, number % across * width
+        image[top : top + height, left : left + width] = one
+    header = dicom(image, SOPClassUID=MRImageStorage, Modality="MR", Manufacturer="UIH")
+    header.file_meta.MediaStorageSOPClassUID = MRImageStorage
+    header.ImageType = ["ORIGINAL", "PRIMARY", "M", "VFRAME"]
+    header.ImageOrientationPatient, header.PixelSpacing = [1, 0, 0, 0, 1, 0], [2, 3]
+    header.SliceThickness, header.SpacingBetweenSlices, header.FrameOfReferenceUID = 3, 4, "1.2.3"
+    header.SeriesNumber, header.InstanceNumber = 5, 1
+    block = header.private_block(0x0065, "Image Private Header", create=True)
+    block.add_new(0x50, "DS", str(count))
+    items = []
+    for position in positions:
+        item = Dataset()
+        item.ImagePositionPatient = position
+        items.append(item)
+    block.add_new(0x51, "SQ", items)
+    for keyword, value in attributes.items():
+        setattr(header, keyword, value)
+    return header
+
+
+NUMBER, SEQUENCE = (0x0065, 0x1050), (0x0065, 0x1051)
+UP = [[-60.0, -48.0, 10.0 + 4 * n] for n in range(7)]
+
+
+@pytest.fixture
+def seven() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(1).integers(1, 4000, (7, ROWS, COLUMNS)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("positions", [UP, UP[::-1]], ids=["upwards", "downwards"])
+def test_a_grid_becomes_slices_at_the_positions_that_it_gives(
+    tmp_path: Path, dicom: Callable[..., Dataset], seven: np.ndarray[Any, Any], positions: Any, implicit: bool
+) -> None:
+    header = grid(dicom, seven, positions)
+    if implicit:  # a private sequence is bytes there: its VR is in no dictionary
+        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    (volume,) = taken(tmp_path / "in", header, tmp_path / "out").volumes
+    image = nibabel.load(tmp_path / "out" / volume.output)
+    assert isinstance(image, nibabel.Nifti1Image)
+    assert np.array_equal(np.asarray(image.dataobj).T, seven)
+    for number, (x, y, z) in enumerate(positions):
+        assert np.allclose(image.affine @ [0, 0, number, 1], [-x, -y, z, 1])
+        assert np.allclose(image.affine @ [5, 7, number, 1], [-x - 5 * 3, -y - 7 * 2, z, 1])
+
+
+def test_a_grid_is_what_dcm2niix_makes_of_it(
+    tmp_path: Path, dicom: Callable[..., Dataset], seven: np.ndarray[Any, Any]
+) -> None:
+    converter = pytest.importorskip("dcm2niix").bin
+    header = grid(dicom, seven, UP, ImagePositionPatient=UP[0])
+    (volume,) = taken(tmp_path / "in", header, tmp_path / "out").volumes
+    (tmp_path / "theirs").mkdir()
+    command = [converter, "-z", "n", "-f", "x", "-o", str(tmp_path / "theirs"), str(tmp_path / "in")]
+    subprocess.run(command, check=True, capture_output=True)
+    ours = nibabel.as_closest_canonical(nibabel.load(tmp_path / "out" / volume.output))
+    theirs = nibabel.as_closest_canonical(nibabel.load(tmp_path / "theirs" / "x.nii"))
+    assert np.array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
+    assert np.allclose(ours.affine, theirs.affine, atol=1e-4)
+
+
+def move(header: Dataset, axis: int, by: float) -> None:
+    item = header[SEQUENCE].value[3]
+    place = [float(number) for number in item.ImagePositionPatient]
+    place[axis] += by
+    item.ImagePositionPatient = place
+
+
+def keep(header: Dataset, order: list[int]) -> None:
+    items = list(header[SEQUENCE].value)
+    header[SEQUENCE].value = [copy.deepcopy(items[number]) for number in order]
+
+
+SPOILT: dict[str, Callable[[Dataset], None]] = {
+    "a position too few": lambda header: keep(header, [0, 1, 2, 3, 4, 5]),
+    "a position too many": lambda header: keep(header, [0, 1, 2, 3, 4, 5, 6, 6]),
+    "no positions": lambda header: keep(header, []),
+    "another order": lambda header: keep(header, [0, 2, 1, 3, 4, 5, 6]),
+    "one place twice": lambda header: keep(header, [0, 1, 2, 3, 4, 5, 5]),
+    "a slice aside": lambda header: move(header, 0, 1.0),
+    "a slice too high": lambda header: move(header, 2, 1.0),
+    "a slice at infinity": lambda header: move(header, 2, 1e12),
+    "a slice without a position": lambda header: header[SEQUENCE].value[3].__delitem__("ImagePositionPatient"),
+    "another number": lambda header: setattr(header[NUMBER], "value", "9"),
+    "no number": lambda header: header.__delitem__(NUMBER),
+    "no creator": lambda header: header.__delitem__((0x0065, 0x0010)),
+    "a sequence that is none": lambda header: header.add_new(SEQUENCE, "LO", "1"),
+    "the place of no slice": lambda header: setattr(header, "ImagePositionPatient", [-60, -48, 12]),
+    "no orientation": lambda header: header.__delitem__("ImageOrientationPatient"),
+    "no spacing": lambda header: header.__delitem__("PixelSpacing"),
+    "not divisible": lambda header: header.update({"Columns": 40, "Rows": 72}),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_grid_that_contradicts_itself_is_refused(
+    tmp_path: Path, dicom: Callable[..., Dataset], seven: np.ndarray[Any, Any], what: str
+) -> None:
+    header = grid(dicom, seven, UP)
+    SPOILT[what](header)
+    done = taken(tmp_path / "in", header, tmp_path / "out")
+    assert (done.volumes, [one.code for one in done.refused]) == ((), ["mosaic"])
+
+
+def test_a_sheared_grid_is_refused(tmp_path: Path, dicom: Callable[..., Dataset], seven: np.ndarray[Any, Any]) -> None:
+    header = grid(dicom, seven, [[x, y + 2 * n, z] for n, (x, y, z) in enumerate(UP)])
+    done = taken(tmp_path / "in", header, tmp_path / "out")
+    assert (done.volumes, [one.code for one in done.refused]) == ((), ["mosaic"])
+
+
+def test_a_tile_behind_the_last_slice_of_a_grid_must_be_empty(
+    tmp_path: Path, dicom: Callable[..., Dataset], seven: np.ndarray[Any, Any]
+) -> None:
+    header = grid(dicom, seven, UP)
+    pixels = np.frombuffer(header.PixelData, np.uint16).copy()
+    pixels[-1] = 1
+    header.PixelData = pixels.tobytes()
+    done = taken(tmp_path / "in", header, tmp_path / "out")
+    assert (done.volumes, [one.code for one in done.refused]) == ((), ["mosaic"])
+
+
+def test_an_empty_slice_of_a_grid_is_one(
+    tmp_path: Path, dicom: Callable[..., Dataset], seven: np.ndarray[Any, Any]
+) -> None:
+    seven[-1] = 0
+    (volume,) = taken(tmp_path / "in", grid(dicom, seven, UP), tmp_path / "out").volumes
+    assert volume.shape[0] == 7
+
+
+def test_a_grid_is_known_by_its_number_of_slices_too(
+    tmp_path: Path, dicom: Callable[..., Dataset], seven: np.ndarray[Any, Any]
+) -> None:
+    header = grid(dicom, seven, UP, ImageType=["ORIGINAL", "PRIMARY", "M"])
+    (volume,) = taken(tmp_path / "in", header, tmp_path / "out").volumes
+    assert volume.shape == (7, ROWS, COLUMNS)
+
+
+def test_repetitions_of_a_grid_are_volumes_of_their_own(
+    tmp_path: Path, dicom: Callable[..., Dataset], seven: np.ndarray[Any, Any]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        one = grid(dicom, np.roll(seven, number, axis=1), UP, SeriesInstanceUID="1.2.7", StudyInstanceUID="1.2")
+        one.save_as(tmp_path / "in" / f"{number}.dcm", enforce_file_format=True)
+    done = convert(tmp_path / "in", tmp_path / "out", ScansConfig(stable_seconds=0), NAMES)
+    assert [one.shape for one in done.volumes] == [(7, ROWS, COLUMNS)] * 2
+    assert done.refused == ()

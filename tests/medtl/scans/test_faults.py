@@ -1,0 +1,131 @@
+"""Where the program fails on one series, that series is refused, and the rest of the night goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+
+from medtl.artifacts import Store
+from medtl.config import ScansConfig
+from medtl.errors import ScanError, StorageError
+from medtl.pseudonyms import Pseudonymiser
+from medtl.scans import handover, intake, io
+from medtl.scans import series as judging
+from medtl.scans.checks import CODES
+from medtl.scans.convert import convert
+from medtl.scans.faults import faults_refused
+from medtl.scans.sources import survey
+
+NAMES = Pseudonymiser(b"0123456789abcdef")
+CONFIG = ScansConfig(stable_seconds=0)
+NAME = "Doe^Jane"
+SERIES = ("1.2.1", "1.2.987654321")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, AssertionError, ZeroDivisionError, RecursionError])
+def test_an_error_of_the_program_refuses_what_it_was_at_work_on(
+    error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ScanError) as refusal, faults_refused():
+        raise error(NAME)
+    assert refusal.value.code == "program_fault"
+    assert error.__name__ in refusal.value.reason
+    assert NAME not in refusal.value.reason + caplog.text
+
+
+@pytest.mark.parametrize("error", [OSError, MemoryError, StorageError, RuntimeError, KeyboardInterrupt])
+def test_what_the_machine_lacks_is_no_fault_of_a_file(error: type[BaseException]) -> None:
+    with pytest.raises(error), faults_refused():
+        raise error("no room")
+
+
+def test_a_refusal_stays_what_it_is() -> None:
+    with pytest.raises(ScanError) as refusal, faults_refused():
+        raise ScanError("truncated", "cut off")
+    assert refusal.value.code == "truncated"
+
+
+def test_no_policy_takes_what_the_program_failed_on() -> None:
+    assert set(CODES["program_fault"].allowed) == {"reject", "quarantine"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, dicom: Callable[..., Dataset]) -> Path:
+    """Two pictures; the program will fail on the second."""
+    here = tmp_path / "in"
+    here.mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 4000, (8, 8)).astype(np.uint16)
+        picture = dicom(pixels, SeriesInstanceUID=SERIES[number])
+        picture.BurnedInAnnotation = "NO"
+        picture.save_as(here / f"{number}.dcm", enforce_file_format=True)
+    return here
+
+
+def failing(real: Callable[..., Any]) -> Callable[..., Any]:
+    """Fail where anything in the arguments belongs to the second picture's series."""
+
+    def function(*args: Any, **options: Any) -> Any:
+        if SERIES[1] in repr(args):
+            raise ValueError(f"{NAME} is not a number")
+        return real(*args, **options)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(io, "read_header"), (judging, "check_header"), (intake, "describe")],
+    ids=["while looking", "while judging", "while making the record"],
+)
+def test_an_ingest_goes_on(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    module: Any,
+    name: str,
+) -> None:
+    monkeypatch.setattr(module, name, failing(getattr(module, name)))
+    out = tmp_path / "out"
+    out.mkdir()
+    intake.ingest(survey(folder, CONFIG), CONFIG, NAMES, out, Store(tmp_path / "w"))
+    assert len(intake.read_scans(out)) == 1
+    (refused,) = intake.read_exclusions(out)
+    assert (refused.code, refused.action) == ("program_fault", "quarantine")
+    assert refused.reason.startswith("the program failed on it: ValueError in medtl/scans/")
+    assert caplog.text.count("ValueError") == 1
+    assert NAME not in refused.reason + caplog.text
+
+
+def test_a_conversion_goes_on(
+    tmp_path: Path, series: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series(tmp_path / "in" / "a", 4)
+    series(tmp_path / "in" / "b", 4, SeriesInstanceUID=SERIES[1])
+    monkeypatch.setattr(io.Reader, "volume", failing(io.Reader.volume))
+    done = convert(tmp_path / "in", tmp_path / "out", CONFIG, NAMES)
+    assert [one.files for one in done.volumes] == [4]
+    assert [(one.code, one.files) for one in done.refused] == [("program_fault", 4)]
+
+
+def test_a_handover_goes_on_and_gives_nothing_of_the_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter((False, True))
+    real = io.deidentified
+
+    def second_fails(*args: Any) -> Any:
+        if next(calls):
+            raise IndexError(NAME)
+        return real(*args)
+
+    monkeypatch.setattr(io, "deidentified", second_fails)
+    done = handover.hand_over(folder, tmp_path / "out", CONFIG, NAMES)
+    assert [one.code for one in done.refused] == ["program_fault"]
+    assert len(list((tmp_path / "out").rglob("*.dcm"))) == 1
