@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,44 +12,16 @@ import nibabel
 import numpy as np
 import pytest
 from pydicom import Dataset
-from pydicom.uid import ImplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import ImplicitVRLittleEndian
 
 from medtl.config import ScansConfig
 from medtl.pseudonyms import Pseudonymiser
 from medtl.scans.convert import convert
 from medtl.scans.mosaic import read_csa
+from mosaics import UP, WHOLE, csa, grid, mosaic
 
 NAMES = Pseudonymiser(b"0123456789abcdef")
 COUNT, ROWS, COLUMNS = 6, 16, 20
-
-
-def csa(**fields: list[str]) -> bytes:
-    """Write a CSA header, version 2."""
-    out = b"SV10\4\3\2\1" + struct.pack("<II", len(fields), 77)
-    for name, values in fields.items():
-        out += struct.pack("<64si4siii", name.encode(), len(values), b"FD\0\0", 4, len(values), 77)
-        for value in values:
-            text = value.encode() + b"\0"
-            out += struct.pack("<4i", len(text), len(text), 77, len(text)) + text + bytes(-len(text) % 4)
-    return out
-
-
-WHOLE = {"NumberOfImagesInMosaic": ["6"], "SliceNormalVector": ["0.0", "0.0", "1.0"], "ProtocolSliceNumber": ["0"]}
-
-
-def mosaic(dicom: Callable[..., Dataset], slices: np.ndarray[Any, Any], **fields: list[str]) -> Dataset:
-    image = np.zeros((3 * ROWS, 3 * COLUMNS), np.uint16)
-    for number, one in enumerate(slices):
-        top, left = number // 3 * ROWS, number % 3 * COLUMNS
-        image[top : top + ROWS, left : left + COLUMNS] = one
-    header = dicom(image, SOPClassUID=MRImageStorage, Modality="MR", ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])
-    header.file_meta.MediaStorageSOPClassUID = MRImageStorage
-    header.ImagePositionPatient, header.ImageOrientationPatient = [-60, -48, 10], [1, 0, 0, 0, 1, 0]
-    header.PixelSpacing, header.SliceThickness, header.SpacingBetweenSlices = [2, 2], 3, 4
-    header.FrameOfReferenceUID = "1.2.3"
-    if fields:
-        header.private_block(0x0029, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", csa(**fields))
-    return header
 
 
 @pytest.fixture
@@ -134,37 +104,7 @@ def test_a_damaged_csa_header_gives_nothing() -> None:
     assert read_csa(whole[:-40]) == {}
 
 
-def grid(
-    dicom: Callable[..., Dataset], slices: np.ndarray[Any, Any], positions: list[list[float]], **attributes: Any
-) -> Dataset:
-    """Make a grid of United Imaging, after the vendor's description (rordenlab/dcm2niix issue 225)."""
-    count, height, width = slices.shape
-    across = math.ceil(math.sqrt(count))
-    image = np.zeros((math.ceil(count / across) * height, across * width), np.uint16)
-    for number, one in enumerate(slices):
-        top, left = number // across * height, number % across * width
-        image[top : top + height, left : left + width] = one
-    header = dicom(image, SOPClassUID=MRImageStorage, Modality="MR", Manufacturer="UIH")
-    header.file_meta.MediaStorageSOPClassUID = MRImageStorage
-    header.ImageType = ["ORIGINAL", "PRIMARY", "M", "VFRAME"]
-    header.ImageOrientationPatient, header.PixelSpacing = [1, 0, 0, 0, 1, 0], [2, 3]
-    header.SliceThickness, header.SpacingBetweenSlices, header.FrameOfReferenceUID = 3, 4, "1.2.3"
-    header.SeriesNumber, header.InstanceNumber = 5, 1
-    block = header.private_block(0x0065, "Image Private Header", create=True)
-    block.add_new(0x50, "DS", str(count))
-    items = []
-    for position in positions:
-        item = Dataset()
-        item.ImagePositionPatient = position
-        items.append(item)
-    block.add_new(0x51, "SQ", items)
-    for keyword, value in attributes.items():
-        setattr(header, keyword, value)
-    return header
-
-
 NUMBER, SEQUENCE = (0x0065, 0x1050), (0x0065, 0x1051)
-UP = [[-60.0, -48.0, 10.0 + 4 * n] for n in range(7)]
 
 
 @pytest.fixture
