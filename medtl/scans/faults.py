@@ -2,9 +2,9 @@
 
 Reading is written to raise :class:`~medtl.errors.ScanError` for every file that is not as it should be. Where it raises
 something else, the program is wrong, and one file could end every night's run. So it costs that file (or series) alone:
-it is refused as ``program_fault``, which no policy accepts, and the log says where the program failed, without the words
-of the error, which may hold what a header says. What the machine lacks (memory, disk, processes) is no fault of a file
-and ends the run as before.
+it is refused as ``program_fault``, which no policy accepts. The log says where the program failed, not what the error
+says, which may be what a header says. What the machine lacks (memory, disk, processes) is no fault of a file and ends
+the run as before.
 """
 
 from __future__ import annotations

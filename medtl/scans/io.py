@@ -31,7 +31,7 @@ from medtl.config import ScansConfig
 from medtl.errors import MedtlError, ScanError, StorageError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.records import AnyArray, Exclusion
-from medtl.scans import decoding, formats, frames, masks, mosaic, nifti
+from medtl.scans import decoding, formats, frames, masks, mosaic, nifti, nuclear
 from medtl.scans.checks import action_of
 from medtl.scans.deidentify import burned_in_risk, deidentified, strip_nifti
 from medtl.scans.faults import faults_refused
@@ -79,6 +79,8 @@ def _looked_at(file: SourceFile) -> Member:
     header = read_header(start, file.size, lambda: read_bytes(file))
     if header.mosaic:
         header = with_tiles(header, _dataset(read_bytes(file), stop_before_pixels=True))
+    elif nuclear.is_reconstructed(header):
+        header = nuclear.with_places(header, _dataset(read_bytes(file), stop_before_pixels=True))
     return Member(file, kind, header)
 
 

@@ -20,6 +20,7 @@ from medtl.config import ScansConfig
 from medtl.pseudonyms import Pseudonymiser
 from medtl.scans.convert import convert
 from mosaics import UP, WHOLE, grid, mosaic
+from spect import spect
 
 NAMES = Pseudonymiser(b"0123456789abcdef")
 CONFIG = ScansConfig(stable_seconds=0)
@@ -80,6 +81,7 @@ MADE: dict[str, Callable[[Callable[..., Dataset]], Dataset]] = {
     "stack": stack,
     "enhanced": enhanced,
     "mosaic": lambda dicom: mosaic(dicom, tiles(6), **WHOLE),
+    "spect": lambda dicom: spect(dicom, tiles(5), -4.0),
     "grid": lambda dicom: grid(dicom, tiles(7), UP, ImagePositionPatient=UP[0]),
 }
 
