@@ -2,7 +2,7 @@
 
 ::
 
-    sources ─▶ intake ─┬▶ io.look ─▶ headers ─▶ elements      what is this file, what does it say
+    sources ─▶ intake ─┬▶ io.look ─▶ headers ─▶ elements      what is this file, what does it say (mosaic, nuclear)
     (what is           ├▶ series ─▶ checks ─▶ geometry        what belongs together, is it whole, where does it lie
      there)            ├▶ io.Reader ─▶ frames, decoding,      the values; compressed ones in a process that may die
                        │               pixels, formats, nifti, masks

@@ -52,7 +52,7 @@ STRONG = (
     "TemporalPositionIndex",
 )
 # What differs from slice to slice in plain series too: it counts only where it alone tells repeated positions apart.
-WEAK = ("AcquisitionNumber", "TriggerTime")
+WEAK = ("InversionTime", "FlipAngle", "AcquisitionNumber", "TriggerTime")  # of these the first that does
 _TIMES = ("EchoTime", "EffectiveEchoTime")  # the same echo is written 2.46 and 2.462
 _ECHO_TOLERANCE = 0.01
 _COMPONENTS = frozenset({"M", "P", "R", "I", "MAGNITUDE", "PHASE", "REAL", "IMAGINARY", "W", "F", "WATER", "FAT"})
@@ -106,9 +106,10 @@ def group(headers: Sequence[Header]) -> tuple[Group, ...]:
     Frames of one group share patient, study, series, frame of reference, kind of pixel, matrix, pixel spacing and
     orientation, and whatever splits a series honestly: stack, component (magnitude, phase), echo, b-value, temporal
     position. Where positions still repeat, they are told apart by image type, by the multi-frame object, by
-    AcquisitionNumber or TriggerTime, each only if that alone gives volumes with the same places, or as a last resort
-    by the order of InstanceNumber, if that runs through all places again and again. Where nothing does, the repeated
-    positions stay in one group, for the check to find. A mosaic, and frames without a sound place, are no stack.
+    InversionTime, FlipAngle, AcquisitionNumber or TriggerTime, each only if that alone gives volumes with the same
+    places, or as a last resort by the order of InstanceNumber, if that runs through all places again and again. Where
+    nothing does, the repeated positions stay in one group, for the check to find. A mosaic, and frames without a sound
+    place, are no stack.
 
     The result does not depend on the order of the headers, but for the indices in it.
     """

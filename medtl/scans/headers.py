@@ -202,9 +202,11 @@ ATTRIBUTES: Mapping[str, tuple[int, int, str]] = {
     "PatientAge": (0x0010, 0x1010, "AS"),
     "SliceThickness": (0x0018, 0x0050, "DS"),
     "EchoTime": (0x0018, 0x0081, "DS"),
+    "InversionTime": (0x0018, 0x0082, "DS"),
     "SpacingBetweenSlices": (0x0018, 0x0088, "DS"),
     "TriggerTime": (0x0018, 0x1060, "DS"),
     "GantryDetectorTilt": (0x0018, 0x1120, "DS"),
+    "FlipAngle": (0x0018, 0x1314, "DS"),
     "EffectiveEchoTime": (0x0018, 0x9082, "FD"),
     "DiffusionBValue": (0x0018, 0x9087, "FD"),
     "DiffusionGradientOrientation": (0x0018, 0x9089, "FD"),
@@ -272,7 +274,10 @@ _SPLIT_NUMBERS = (
     "EchoTime", "EffectiveEchoTime", "DiffusionBValue", "DiffusionGradientOrientation", "TemporalPositionIdentifier",
     "TemporalPositionIndex", "ReferencedSegmentNumber",
 )  # fmt: skip
-_HINTS = ("TriggerTime", "NominalCardiacTriggerDelayTime", "AcquisitionNumber", "FrameAcquisitionNumber")
+_HINTS = (
+    "InversionTime", "FlipAngle", "TriggerTime", "NominalCardiacTriggerDelayTime", "AcquisitionNumber",
+    "FrameAcquisitionNumber",
+)  # fmt: skip
 _HINT_TAGS = tuple(_TAG[keyword] for keyword in _HINTS)
 _WINDOW = (_TAG["WindowCenter"], _TAG["WindowWidth"])
 # What differs within a series; the rest is made once.

@@ -231,7 +231,7 @@ def test_image_type_splits_only_repeated_places() -> None:
     assert times_of(assemble(twice)) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
 
 
-@pytest.mark.parametrize("keyword", ["TriggerTime", "AcquisitionNumber", "Vendor"])
+@pytest.mark.parametrize("keyword", ["InversionTime", "FlipAngle", "TriggerTime", "AcquisitionNumber", "Vendor"])
 def test_a_hint_splits_only_where_it_alone_tells_repeated_places_apart(keyword: str) -> None:
     per_slice = [moved(h, splits=((keyword, str(n)),)) for n, h in enumerate(slices())]
     phases = [moved(h, splits=((keyword, str(t)),)) for t in range(3) for h in slices()]

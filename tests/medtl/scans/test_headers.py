@@ -258,6 +258,8 @@ def test_functional_groups_must_be_of_every_frame() -> None:
         ({"DiffusionBValue": 1000.0}, ("DiffusionBValue", "1000")),
         ({"TemporalPositionIdentifier": 4}, ("TemporalPositionIdentifier", "4")),
         ({"TriggerTime": 12.5}, ("TriggerTime", "12.5")),
+        ({"InversionTime": 900}, ("InversionTime", "900")),
+        ({"FlipAngle": 15}, ("FlipAngle", "15")),
         ({"ComplexImageComponent": "PHASE"}, ("ComplexImageComponent", "PHASE")),
         ({"ImageType": ["DERIVED", "PRIMARY", "P", "FFE"]}, ("ImageType", "P\\FFE")),
     ],
@@ -272,6 +274,8 @@ def test_what_parts_a_series_honestly_is_said(attributes: dict[str, Any], split:
         (0x0019, "SIEMENS MR HEADER", 0x0C, "IS", "700", ("DiffusionBValue", "700")),
         (0x0043, "GEMS_PARM_01", 0x39, "IS", [1000000800, 8, 0, 0], ("DiffusionBValue", "800")),
         (0x0043, "GEMS_PARM_01", 0x2F, "SS", 1, ("ComplexImageComponent", "PHASE")),
+        (0x0065, "Image Private Header", 0x09, "FD", 900.0, ("DiffusionBValue", "900")),
+        (0x0065, "Image Private Header", 0x37, "FD", [0.0, 0.6, 0.8], ("DiffusionGradientOrientation", "0\\0.6\\0.8")),
         (0x2001, "Philips Imaging DD 001", 0x03, "FL", 600.0, ("DiffusionBValue", "600")),
     ],
 )
