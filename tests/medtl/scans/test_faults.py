@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset
+from pydicom.uid import SegmentationStorage
 
 from medtl.artifacts import Store
 from medtl.config import ScansConfig
@@ -101,6 +102,20 @@ def test_an_ingest_goes_on(
     assert refused.reason.startswith("the program failed on it: ValueError in medtl/scans/")
     assert caplog.text.count("ValueError") == 1
     assert NAME not in refused.reason + caplog.text
+
+
+def test_an_ingest_goes_on_after_the_program_failed_on_a_mask(
+    folder: Path, tmp_path: Path, dicom: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = dicom(np.ones((8, 8), np.uint8), SOPClassUID=SegmentationStorage, Modality="SEG")
+    mask.file_meta.MediaStorageSOPClassUID = SegmentationStorage
+    mask.save_as(folder / "mask.dcm", enforce_file_format=True)
+    monkeypatch.setattr(io.Reader, "mask_source", lambda *_: 1 // 0)
+    out = tmp_path / "out"
+    out.mkdir()
+    intake.ingest(survey(folder, CONFIG), CONFIG, NAMES, out, Store(tmp_path / "w"))
+    assert len(intake.read_scans(out)) == 2
+    assert [one.code for one in intake.read_exclusions(out)] == ["program_fault"]
 
 
 def test_a_conversion_goes_on(

@@ -129,11 +129,13 @@ def test_a_grid_becomes_slices_at_the_positions_that_it_gives(
         assert np.allclose(image.affine @ [5, 7, number, 1], [-x - 5 * 3, -y - 7 * 2, z, 1])
 
 
+@pytest.mark.parametrize("count", [2, 5, 7])
 def test_a_grid_is_what_dcm2niix_makes_of_it(
-    tmp_path: Path, dicom: Callable[..., Dataset], seven: np.ndarray[Any, Any]
+    tmp_path: Path, dicom: Callable[..., Dataset], seven: np.ndarray[Any, Any], count: int
 ) -> None:
+    """Two slices are 2 x 1 tiles, five 3 x 2, seven 3 x 3."""
     converter = pytest.importorskip("dcm2niix").bin
-    header = grid(dicom, seven, UP, ImagePositionPatient=UP[0])
+    header = grid(dicom, seven[:count], UP[:count], ImagePositionPatient=UP[0])
     (volume,) = taken(tmp_path / "in", header, tmp_path / "out").volumes
     (tmp_path / "theirs").mkdir()
     command = [converter, "-z", "n", "-f", "x", "-o", str(tmp_path / "theirs"), str(tmp_path / "in")]
@@ -173,7 +175,8 @@ SPOILT: dict[str, Callable[[Dataset], None]] = {
     "the place of no slice": lambda header: setattr(header, "ImagePositionPatient", [-60, -48, 12]),
     "no orientation": lambda header: header.__delitem__("ImageOrientationPatient"),
     "no spacing": lambda header: header.__delitem__("PixelSpacing"),
-    "not divisible": lambda header: header.update({"Columns": 40, "Rows": 72}),
+    "columns that cannot be divided": lambda header: header.update({"Columns": 40, "Rows": 72}),
+    "rows that cannot be divided": lambda header: header.update({"Columns": 72, "Rows": 40}),
 }
 
 

@@ -106,6 +106,7 @@ SPOILT: dict[str, Callable[[Dataset], None]] = {
     "no pointer": lambda header: lose(header, "FrameIncrementPointer"),
     "counted by another vector": lambda header: setattr(header, "FrameIncrementPointer", 0x00181063),
     "a short vector": lambda header: setattr(header, "SliceVector", [1, 2, 3, 4]),
+    "a long vector": lambda header: setattr(header, "SliceVector", [1, 2, 3, 4, 5, 5]),
     "a number for no slice": lambda header: setattr(header, "SliceVector", [1, 2, 3, 4, 6]),
     "from nought": lambda header: setattr(header, "SliceVector", [0, 1, 2, 3, 4]),
     "from the end": lambda header: setattr(header, "SliceVector", [5, 4, 3, 2, 1]),
