@@ -48,7 +48,7 @@ from medtl.scans.geometry import (
     split_values,
     unevenness,
 )
-from medtl.scans.headers import Header
+from medtl.scans.headers import Header, Part
 
 STRENGTH: tuple[Action, ...] = ("accept", "repair", "quarantine", "reject")
 CROSS_SECTIONAL = frozenset({"CT", "MR", "PT"})
@@ -139,6 +139,10 @@ CODES: Mapping[str, Code] = {
     "incomplete": _quarantined(
         "Files of this series were refused, or its other volumes have more slices or reach further: it may lack some.",
         "See why those files were refused, and send them once more; else look at which slices each echo or time has.",
+    ),
+    "fewer_than_declared": _quarantined(
+        "A series has fewer images than its headers say that its acquisition has: some may not have come yet.",
+        "See whether the transfer is complete; accept where a part of an acquisition was exported on purpose.",
     ),
     "bad_geometry": _refused("Positions, orientation or spacing are not finite, or absurd.", _AGAIN),
     "no_geometry": _quarantined(
@@ -521,6 +525,46 @@ def check_incomplete(refused: int) -> tuple[Finding, ...]:
     return (Finding("incomplete", f"{refused} files of the series were refused"),) if refused else ()
 
 
+def check_concatenations(headers: Sequence[Header]) -> tuple[Finding, ...]:
+    """Find a multi-frame object that was cut into several of which one is not here.
+
+    Its frames would be missing from an end of the stack unseen, or leave whole volumes out.
+    """
+    wholes: dict[str, list[tuple[Part, int]]] = defaultdict(list)
+    for header in headers:
+        if header.part is not None:
+            wholes[header.part.whole].append((header.part, header.frames))
+    for parts in wholes.values():
+        frames_of = {part.number: (frames, part.offset) for part, frames in parts}
+        said = max([*(part.total or 0 for part, _ in parts), *frames_of])
+        lost = set(range(1, said + 1)) - set(frames_of)
+        if lost or 0 in frames_of:
+            which = f"part {min(lost)} of {said}" if lost else "a part, for they are not numbered,"
+            return (Finding("incomplete", f"{which} of an object that was cut into several is not here"),)
+        before = 0
+        for number in sorted(frames_of):
+            frames, offset = frames_of[number]
+            if offset is not None and offset != before:
+                words = f"part {number} of an object that was cut into several begins at frame {offset + 1}"
+                return (Finding("incomplete", f"{words}, and {before} frames are before it"),)
+            before += frames
+    return ()
+
+
+def check_fewer_than_declared(headers: Sequence[Header]) -> tuple[Finding, ...]:
+    """Find a series that has fewer images than ImagesInAcquisition, or NumberOfSlices of a PET, says.
+
+    It is what shows that slices are missing at an end of a stack. Images computed from others keep the number of those;
+    where an acquisition became several series (or volumes of one), the number is no more than a bound.
+    """
+    own = [header for header in headers if header.frames == 1 and not header.mosaic and not check_localizer(header)]
+    own = [header for header in own if header.image_type[:1] != ("DERIVED",) and not _is_capture(header)]
+    declared = max((header.declared or 0 for header in own), default=0)
+    if declared <= len(headers):
+        return ()
+    return (Finding("fewer_than_declared", f"{len(headers)} images, and a header declares {declared}"),)
+
+
 def check_lost_slices(headers: Sequence[Header], groups: Sequence[Group]) -> tuple[Finding, ...]:
     """Find frames of a series of slices whose own place is absurd (``bad_geometry``) or missing (``no_geometry``)."""
     if not any(one.is_stack and len(one.members) > 1 for one in groups):
@@ -577,6 +621,8 @@ def check_series(
         *check_foreign_patient(headers),
         *check_mixed_series(headers),
         *check_incomplete(refused),
+        *check_concatenations(headers),
+        *check_fewer_than_declared(headers),
         *check_lost_slices(headers, groups),
         *check_mixed_slices(headers, groups),
     )

@@ -379,6 +379,10 @@ def _kind(header: Header, index: int) -> Hashable:
     )
 
 
+def _object(header: Header, index: int) -> Hashable:
+    return index if header.part is None else header.part.whole
+
+
 def _rank(headers: Sequence[Header], member: Member) -> tuple[float, str, int]:
     header = headers[member[0]]
     number = header.instance_number
@@ -458,8 +462,10 @@ def split_values(headers: Sequence[Header], members: Sequence[Member]) -> dict[s
         if len(set(found.get(keyword, ()))) > 1:
             found[keyword] = _same_times(found[keyword])
     if any(headers[index].frames > 1 for index, _ in members):
-        ranks = sorted({index for index, _ in members}, key=lambda i: _rank(headers, (i, 0)))
-        found["Object"] = [str(ranks.index(index) + 1) for index, _ in members]
+        first: dict[Hashable, int] = {}  # parts of one object are one
+        for index in sorted({index for index, _ in members}, key=lambda i: _rank(headers, (i, 0))):
+            first.setdefault(_object(headers[index], index), len(first) + 1)
+        found["Object"] = [str(first[_object(headers[index], index)]) for index, _ in members]
     return found
 
 

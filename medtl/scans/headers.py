@@ -101,6 +101,16 @@ class Tiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Which part of a multi-frame object this one is, where it was cut into several. Source: PS3.3 C.7.6.16.2.2.4."""
+
+    whole: str  # ConcatenationUID
+    number: int  # from 1; 0 where it is not said
+    total: int | None = None
+    offset: int | None = None  # frames in the parts before
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """What the rest of intake needs of one DICOM file. Raw identifiers stay in memory; nothing here is written down.
 
@@ -146,6 +156,8 @@ class Header:
     window: tuple[float, float] | None = None  # first centre and width
     has_lut: bool = False  # a modality LUT sequence instead of slope and intercept
     tiles: Tiles | None = None  # of a mosaic, where they are told completely
+    part: Part | None = None  # of an object that was cut into several (a concatenation)
+    declared: int | None = None  # images that its acquisition has, or slices that its PET series has, as is said
     plain: bool = True  # False: it took pydicom to understand it
 
 
@@ -218,11 +230,16 @@ ATTRIBUTES: Mapping[str, tuple[int, int, str]] = {
     "ImageOrientationPatient": (0x0020, 0x0037, "DS"),
     "FrameOfReferenceUID": (0x0020, 0x0052, "UI"),
     "TemporalPositionIdentifier": (0x0020, 0x0100, "IS"),
+    "ImagesInAcquisition": (0x0020, 0x1002, "IS"),
     "StackID": (0x0020, 0x9056, "SH"),
     "TemporalPositionIndex": (0x0020, 0x9128, "UL"),
     "NominalCardiacTriggerDelayTime": (0x0020, 0x9153, "FD"),
     "FrameAcquisitionNumber": (0x0020, 0x9156, "US"),
     "DimensionIndexValues": (0x0020, 0x9157, "UL"),
+    "ConcatenationUID": (0x0020, 0x9161, "UI"),
+    "InConcatenationNumber": (0x0020, 0x9162, "US"),
+    "InConcatenationTotalNumber": (0x0020, 0x9163, "US"),
+    "ConcatenationFrameOffsetNumber": (0x0020, 0x9228, "UL"),
     "SamplesPerPixel": (0x0028, 0x0002, "US"),
     "PhotometricInterpretation": (0x0028, 0x0004, "CS"),
     "PlanarConfiguration": (0x0028, 0x0006, "US"),
@@ -241,6 +258,7 @@ ATTRIBUTES: Mapping[str, tuple[int, int, str]] = {
     "RescaleSlope": (0x0028, 0x1053, "DS"),
     "RescaleType": (0x0028, 0x1054, "LO"),
     "ModalityLUTSequence": (0x0028, 0x3000, "SQ"),
+    "NumberOfSlices": (0x0054, 0x0081, "US"),
     "ReferencedSegmentNumber": (0x0062, 0x000B, "US"),
     "GridFrameOffsetVector": (0x3004, 0x000C, "DS"),
     "SharedFunctionalGroupsSequence": (0x5200, 0x9229, "SQ"),
@@ -283,7 +301,8 @@ _WINDOW = (_TAG["WindowCenter"], _TAG["WindowWidth"])
 # What differs within a series; the rest is made once.
 _VARYING = frozenset((
     "SOPClassUID", "SOPInstanceUID", "PatientID", "IssuerOfPatientID", "InstanceNumber", "ImagePositionPatient",
-    "WindowCenter", "WindowWidth", "GridFrameOffsetVector", *_HINTS,
+    "WindowCenter", "WindowWidth", "GridFrameOffsetVector", "ConcatenationUID", "InConcatenationNumber",
+    "InConcatenationTotalNumber", "ConcatenationFrameOffsetNumber", *_HINTS,
 ))  # fmt: skip
 _CONSTANT = tuple(key for keyword, key in _TAG.items() if keyword not in _VARYING)
 _SPLIT_TAGS = frozenset(_TAG[keyword] for keyword in _SPLIT_NUMBERS)
@@ -513,6 +532,7 @@ def _header(
         pixel_keyword=None if place is None else place.keyword,
         executable=executable,
         window=_window(tuple(map(values.get, _WINDOW))),
+        part=_part(values) if _TAG["ConcatenationUID"] in values else None,
         plain=plain,
         **constant,
     )
@@ -527,11 +547,31 @@ def _constant(raws: tuple[bytes | None, ...], pixels: str | None) -> tuple[dict[
         "image_type": parts if parts != ("",) else (),
         "gantry_tilt_degrees": _number(values, "GantryDetectorTilt"),
         "mosaic": not {"MOSAIC", "VFRAME"}.isdisjoint(parts) or _is_grid(values),
+        "declared": _declared(values),
         "has_lut": values.get(_TAG["ModalityLUTSequence"], b"")[:4] == _ITEM,
         **_names(values),
         **_image(values, pixels),
     }
     return fields, _plane(values)
+
+
+def _part(values: Values) -> Part | None:
+    """Read which part of a concatenation this object is."""
+    whole = _string(values, "ConcatenationUID")
+    if whole is None:
+        return None
+    total = _integer(values, "InConcatenationTotalNumber")
+    offset = _integer(values, "ConcatenationFrameOffsetNumber")
+    return Part(whole, _integer(values, "InConcatenationNumber") or 0, total, offset)
+
+
+def _declared(values: Values) -> int | None:
+    """Read how many images there must be; of numbers that are none, nothing."""
+    keywords = ("ImagesInAcquisition", *(("NumberOfSlices",) if _string(values, "Modality") == "PT" else ()))
+    try:
+        return max((number for keyword in keywords if (number := _integer(values, keyword))), default=None)
+    except ScanError:
+        return None
 
 
 def _is_grid(values: Values) -> bool:

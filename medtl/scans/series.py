@@ -19,6 +19,7 @@ from medtl.scans.mosaic import mosaic_volume
 from medtl.scans.sources import SourceFile
 
 _OF_SPACE = frozenset({"no_geometry", "bad_geometry", "missing_rescale", "single_slice"})  # no matter for a picture
+_OF_STACKS = frozenset({"fewer_than_declared"})  # no matter for a single image, whatever it is read as
 _OF_PICTURES = frozenset({"foreign_patient"})  # of what is wrong with a series, what concerns its single images
 REFUSED = frozenset({"reject", "quarantine"})
 
@@ -112,7 +113,9 @@ def judge(
             findings = (*check_header(header, config), *check_series(headers, damaged))
             verdicts.append(verdict((i,), findings, _within(mosaic_volume(header, i), (i,))))
     of_series = [
-        finding for finding in check_series(headers) if config.read != "images" or finding.code in _OF_PICTURES
+        finding
+        for finding in check_series(headers)
+        if finding.code not in _OF_STACKS and (config.read != "images" or finding.code in _OF_PICTURES)
     ]
     for i, header in enumerate(headers):
         if i not in used:

@@ -20,7 +20,7 @@ from medtl.errors import ConfigError
 from medtl.scans import checks
 from medtl.scans.checks import CODES, check_header, check_series, decide, drop_copies, examine
 from medtl.scans.geometry import Finding, Volume, assemble, build, group
-from medtl.scans.headers import Header, Plane
+from medtl.scans.headers import Header, Part, Plane
 
 CT, MR, SC = (f"1.2.840.10008.5.1.4.1.1.{tail}" for tail in ("2", "4", "7"))
 CONFIG = ScansConfig()
@@ -98,6 +98,38 @@ def test_a_truncated_file_makes_its_series_incomplete() -> None:
     assert codes(stack()[:-1], refused=1) == {"incomplete"}
     assert check_header(image(pixel_length=380), CONFIG)[0].code == "truncated"
     assert check_header(image(file_size=700), CONFIG)[0].code == "truncated"
+
+
+def test_a_stack_that_lost_its_end_is_found_by_what_its_headers_declare() -> None:
+    whole = stack(declared=10)
+    assert codes(whole) == set()
+    assert codes(whole[:-1]) == codes(whole[2:]) == {"fewer_than_declared"}
+    assert codes(stack(declared=7)) == set()  # an acquisition that became two volumes of one series
+    assert codes([*whole[:8], image(declared=10, position_mm=(-10.0, -20.0, 16.0), instance_number=9)]) == {
+        "fewer_than_declared"
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"image_type": ("DERIVED", "SECONDARY", "REFORMATTED")}, {"image_type": ("ORIGINAL", "PRIMARY", "LOCALIZER")}],
+)
+def test_what_was_computed_from_others_and_scouts_keep_another_number(changes: dict[str, Any]) -> None:
+    assert "fewer_than_declared" not in codes(stack(declared=99, **changes))
+
+
+def test_parts_of_an_object_are_counted_and_their_frames_too() -> None:
+    def parts(*chosen: int, **changes: Any) -> list[Header]:
+        made = [replace(one, part=Part("1.7", n, 10, n - 1)) for n, one in enumerate(stack(), 1)]
+        return [replace(made[n - 1], part=replace(made[n - 1].part or Part("", 0), **changes)) for n in chosen]
+
+    assert codes(parts(*range(1, 11))) == set()
+    assert codes(parts(*range(1, 10))) == codes(parts(*range(2, 11))) == {"incomplete"}
+    assert codes(parts(*range(1, 10), total=None)) == set()  # nothing says that there was a last one
+    assert codes(parts(*range(2, 11), total=None)) == {"incomplete"}
+    assert codes(parts(*range(1, 11), offset=None)) == set()
+    assert codes(parts(*range(1, 11), offset=3)) == {"incomplete"}
+    assert codes(parts(*range(1, 11), number=0)) == {"incomplete"}
 
 
 def test_more_pixels_than_rows_and_columns_account_for_are_found() -> None:

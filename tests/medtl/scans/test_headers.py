@@ -269,6 +269,25 @@ def test_what_parts_a_series_honestly_is_said(attributes: dict[str, Any], split:
 
 
 @pytest.mark.parametrize(
+    ("attributes", "declared"),
+    [
+        ({}, None),
+        ({"ImagesInAcquisition": 22}, 22),
+        ({"ImagesInAcquisition": 22, "NumberOfSlices": 47}, 22),
+        ({"ImagesInAcquisition": 22, "NumberOfSlices": 47, "Modality": "PT"}, 47),
+        ({"ImagesInAcquisition": None}, None),
+    ],
+)
+def test_how_many_images_there_must_be_is_read(attributes: dict[str, Any], declared: int | None) -> None:
+    assert read(written(slice_of(**attributes))).declared == declared
+
+
+def test_a_number_of_images_that_is_none_is_no_reason_to_refuse_a_file() -> None:
+    data = written(slice_of(ImagesInAcquisition=22))
+    assert read(data.replace(b"IS\2\x0022", b"IS\2\x00x2")).declared is None
+
+
+@pytest.mark.parametrize(
     ("group", "creator", "element", "vr", "value", "split"),
     [
         (0x0019, "SIEMENS MR HEADER", 0x0C, "IS", "700", ("DiffusionBValue", "700")),

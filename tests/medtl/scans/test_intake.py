@@ -749,6 +749,27 @@ def test_whatever_happened_to_a_folder_the_result_is_that_of_a_fresh_ingest(
         assert results[0] == results[1]
 
 
+def test_a_series_that_has_not_come_whole_waits_for_the_rest(
+    folder: Path, series: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    """Its headers say how many images there must be: nothing else shows that the last ones are not here yet."""
+    files = sorted(series(tmp_path / "sent", 12, ImagesInAcquisition=12), key=lambda path: dcmread(path).InstanceNumber)
+    for path in files[:9]:
+        shutil.copy(path, folder)
+    assert code(folder) == "fewer_than_declared"
+    scans, _, _ = take(folder, checks={"policy": {"fewer_than_declared": "accept"}})
+    assert [(scan.shape[0], "fewer_than_declared" in scan.findings) for scan in scans] == [(9, True)]
+    assert len(take(folder, read="images")[0]) == 9
+    for path in files[9:]:
+        shutil.copy(path, folder)
+    assert only(folder)[0].shape[0] == 12
+
+
+def test_one_image_of_many_is_an_image(folder: Path, series: Callable[..., list[Path]], tmp_path: Path) -> None:
+    shutil.copy(series(tmp_path / "sent", 12, ImagesInAcquisition=12)[0], folder)
+    assert not only(folder)[0].is_volume
+
+
 def test_a_picture_is_never_decoded_in_this_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (9, 7), dtype=np.uint8)
     Image.fromarray(grey).save(folder / "x.png")
