@@ -52,7 +52,7 @@ STRONG = (
     "TemporalPositionIndex",
 )
 # What differs from slice to slice in plain series too: it counts only where it alone tells repeated positions apart.
-WEAK = ("InversionTime", "FlipAngle", "AcquisitionNumber", "TriggerTime")  # of these the first that does
+WEAK = ("AcquisitionNumber", "TriggerTime")
 _TIMES = ("EchoTime", "EffectiveEchoTime")  # the same echo is written 2.46 and 2.462
 _ECHO_TOLERANCE = 0.01
 _COMPONENTS = frozenset({"M", "P", "R", "I", "MAGNITUDE", "PHASE", "REAL", "IMAGINARY", "W", "F", "WATER", "FAT"})
