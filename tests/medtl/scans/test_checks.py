@@ -131,7 +131,7 @@ def test_parts_of_an_object_are_counted_and_their_frames_too() -> None:
     assert codes(parts(*range(1, 11), offset=3)) == {"incomplete"}
     assert codes(parts(*range(1, 11), number=0)) == {"incomplete"}
     nameless = parts(10, number=0, total=None, offset=None)
-    assert codes([*parts(*range(1, 10), total=None), *nameless]) == {"incomplete"}
+    assert codes([*parts(*range(1, 10), total=None, offset=None), *nameless]) == {"incomplete"}
 
 
 def test_more_pixels_than_rows_and_columns_account_for_are_found() -> None:
