@@ -42,6 +42,7 @@ Kind = Literal["binary", "labelmap"]
 Code = tuple[str, str, str]  # value, scheme, meaning
 
 UNCOUNTED = 255
+_TILED, _GRID = frozenset({"MOSAIC", "VFRAME"}), (0x0065, 0x1050)  # Siemens; United Imaging
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS+ from LPS and back
 _SQUARE = 1e-4  # of direction cosines; what is more oblique has no qform
 _GZIP = 31  # zlib's word for a gzip file with the largest window
@@ -336,6 +337,15 @@ def _frame(codes: AnyArray, affine: Affine | None, sources: Sequence[Dataset]) -
     if not stand_ins[0].get("FrameOfReferenceUID"):
         raise ScanError("no_geometry", "the series does not say in which frame of reference it lies")
     matrix = _LPS @ _matrix(affine)
+    if _is_tiled(sources[0]):
+        own = _planes(matrix, codes.shape[0], stand_ins[0])
+        for one in stand_ins:
+            _place(one, own)
+        return _Frame(stand_ins, own)
+    if "NumberOfFrames" in stand_ins[0] and len(sources) > 1:
+        raise ScanError("mask_geometry", "its image was cut into several objects, to which no segmentation can refer")
+    if "NumberOfFrames" in stand_ins[0] and "PerFrameFunctionalGroupsSequence" not in stand_ins[0]:
+        raise ScanError("no_geometry", "the frames of its image do not say one by one where they lie")
     if "NumberOfFrames" in stand_ins[0]:
         _check_frames(stand_ins[0], matrix, codes.shape[0])
     elif (ordered := _in_order(stand_ins, matrix, codes.shape)) is not None:
@@ -343,17 +353,32 @@ def _frame(codes: AnyArray, affine: Affine | None, sources: Sequence[Dataset]) -
     return _Frame(stand_ins, _planes(matrix, codes.shape[0], stand_ins[0]))
 
 
+def _is_tiled(source: Dataset) -> bool:
+    """Tell slices tiled into one image, which has one plane: a mosaic of Siemens, a grid of United Imaging."""
+    return not _TILED.isdisjoint(source.get("ImageType") or ()) or _GRID in source
+
+
+def _place(source: Dataset, planes: Mapping[str, Any]) -> None:
+    """Let an object without planes lie where the first slice does: highdicom asks it for a place all the same."""
+    values = {
+        "ImagePositionPatient": planes["plane_positions"][0][0].ImagePositionPatient,
+        "ImageOrientationPatient": planes["plane_orientation"][0].ImageOrientationPatient,
+        "PixelSpacing": planes["pixel_measures"][0].PixelSpacing,
+    }
+    for keyword, value in values.items():
+        source.pop(keyword, None)
+        setattr(source, keyword, value)
+
+
 def _in_order(sources: list[Dataset], matrix: FloatArray, shape: tuple[int, ...]) -> list[Dataset] | None:
     """Put a series in the order of a volume's slices; of copies of a slice the first by identifier.
 
     Returns:
-        ``None`` where the volume has planes of its own: set upright from a tilted stack, or taken out of a mosaic.
+        ``None`` where the volume has planes of its own: it was set upright from a tilted stack.
 
     Raises:
         ScanError: ``mask_geometry``, where the slices do not lie on the volume's.
     """
-    if "MOSAIC" in (sources[0].get("ImageType") or ()):
-        return None
     inverse, between = np.linalg.inv(matrix), float(np.linalg.norm(matrix[:3, 2]))
     found: dict[int, tuple[FloatArray, Dataset]] = {}
     for one in sources:

@@ -41,13 +41,15 @@ from medtl.delivery.masks import (
 )
 from medtl.errors import ScanError
 from medtl.pseudonyms import Pseudonymiser
-from medtl.records import Exclusion, GridPlan, Structure
+from medtl.records import Exclusion, GridPlan, Scan, Structure
 from medtl.scans.geometry import Affine
 from medtl.scans.intake import ingest, read_origins, read_scans
 from medtl.scans.masks import Grid, dicom_masks
 from medtl.scans.nifti import as_affine
 from medtl.scans.segments import PixelStore
 from medtl.scans.sources import survey
+from mosaics import UP, WHOLE, grid, mosaic
+from spect import spect
 
 hd = pytest.importorskip("highdicom")
 
@@ -337,6 +339,49 @@ def test_a_volume_set_upright_from_a_tilted_stack_gets_its_own_planes(tmp_path: 
     frame = read(data).PerFrameFunctionalGroupsSequence[0]
     assert frame.DerivationImageSequence[0].SourceImageSequence[0].SpatialLocationsPreserved == "NO"
     assert data == dicom_seg(codes, plan_of(), scan.affine, series[::-1], ALGORITHM)
+
+
+@pytest.mark.parametrize("kind", ["mosaic", "grid", "a grid by its number of slices"])
+def test_slices_out_of_one_image_are_segmented_where_they_lie(tmp_path: Path, kind: str) -> None:
+    pixels = np.random.default_rng(0).integers(1, 4000, (6 if kind == "mosaic" else 7, 16, 20)).astype(np.uint16)
+    source = mosaic(one_image, pixels, **WHOLE) if kind == "mosaic" else grid(one_image, pixels, UP)
+    if kind.endswith("slices"):
+        source.ImageType = ["ORIGINAL", "PRIMARY", "M"]
+    scan = taken(tmp_path, [source])
+    codes = codes_in(scan.shape)
+    data = dicom_seg(codes, plan_of(), scan.affine, [source], ALGORITHM)
+    for number, values in enumerate(drawn_again(data, scan.affine, scan.shape), 1):
+        assert (values == (codes == number)).all()
+
+
+def test_frames_that_do_not_say_where_they_lie_are_not_segmented(tmp_path: Path) -> None:
+    source = spect(one_image, np.random.default_rng(0).integers(1, 4000, (5, 16, 20)).astype(np.uint16), -4.0)
+    scan = taken(tmp_path, [source])
+    with pytest.raises(ScanError, match="one by one") as refusal:
+        dicom_seg(codes_in(scan.shape), plan_of(), scan.affine, [source], ALGORITHM)
+    assert refusal.value.code == "no_geometry"
+
+
+def test_an_image_that_was_cut_into_several_objects_is_not_segmented() -> None:
+    halves = [enhanced_ct(), enhanced_ct()]
+    with pytest.raises(ScanError, match="cut into several"):
+        dicom_seg(codes_in(SHAPE), plan_of(), affine_of(), halves, ALGORITHM)
+
+
+def one_image(pixels: Array, **attributes: Any) -> Dataset:
+    (made, *_) = ct_series(**{"ImagePositionPatient": None, "ImageOrientationPatient": None} | attributes)
+    made.Rows, made.Columns, made.PixelData = *pixels.shape, pixels.tobytes()
+    return made
+
+
+def taken(folder: Path, sources: list[Dataset]) -> Scan:
+    for number, one in enumerate(sources):
+        one.FrameOfReferenceUID = ROOT + "2"
+        write_file(folder / "in" / f"{number}.dcm", saved(one))
+    (folder / "out").mkdir()
+    ingest(survey(folder / "in", CONFIG), CONFIG, NAMES, folder / "out", Store(folder / "ws"))
+    (scan,) = read_scans(folder / "out")
+    return scan
 
 
 def test_an_image_without_a_place_is_segmented_as_it_is() -> None:
