@@ -530,25 +530,50 @@ def check_concatenations(headers: Sequence[Header]) -> tuple[Finding, ...]:
 
     Its frames would be missing from an end of the stack unseen, or leave whole volumes out.
     """
-    wholes: dict[str, list[tuple[Part, int]]] = defaultdict(list)
+    wholes: dict[str, set[tuple[Part, int]]] = defaultdict(set)
     for header in headers:
         if header.part is not None:
-            wholes[header.part.whole].append((header.part, header.frames))
+            wholes[header.part.whole].add((header.part, header.frames))
     for parts in wholes.values():
-        frames_of = {part.number: (frames, part.offset) for part, frames in parts}
-        said = max([*(part.total or 0 for part, _ in parts), *frames_of])
-        lost = set(range(1, said + 1)) - set(frames_of)
-        if lost or 0 in frames_of:
-            which = f"part {min(lost)} of {said}" if lost else "a part, for they are not numbered,"
-            return (Finding("incomplete", f"{which} of an object that was cut into several is not here"),)
-        before = 0
-        for number in sorted(frames_of):
-            frames, offset = frames_of[number]
-            if offset is not None and offset != before:
-                words = f"part {number} of an object that was cut into several begins at frame {offset + 1}"
-                return (Finding("incomplete", f"{words}, and {before} frames are before it"),)
-            before += frames
+        words = _contradiction(parts)
+        if words:
+            return (Finding("incomplete", f"of an object that was cut into several {words}"),)
     return ()
+
+
+def _contradiction(parts: Collection[tuple[Part, int]]) -> str | None:
+    """Say why parts are not one whole; copies of a part are one."""
+    numbers = Counter(part.number for part, _ in parts)
+    said = max([*(part.total or 0 for part, _ in parts), *numbers])
+    lost = set(range(1, said + 1)) - set(numbers)
+    if lost:
+        return f"part {min(lost)} of {said} is not here"
+    if 0 in numbers or max(numbers.values()) > 1:
+        return "the parts are not numbered, or several have one number"
+    before = 0
+    for part, frames in sorted(parts, key=lambda one: one[0].number):
+        if part.offset is not None and part.offset != before:
+            return f"part {part.number} begins at frame {part.offset + 1}, and {before} frames are before it"
+        before += frames
+    return None
+
+
+def check_scattered(headers: Sequence[Header], groups: Sequence[Group]) -> tuple[Finding, ...]:
+    """Find an object that was cut into several whose parts, each read by itself, do not make the same kind of volumes.
+
+    Which of its dimensions parts it into volumes can differ from part to part; a volume would then lack what the other
+    parts hold of it.
+    """
+    kinds: dict[str, set[tuple[str, ...] | None]] = defaultdict(set)
+    for one in groups:
+        stacked = one.is_stack and len(one.members) > 1
+        for index, _ in one.members:
+            part = headers[index].part
+            if part is not None and part.total != 1:
+                kinds[part.whole].add(tuple(sorted(key for key, _ in one.splits)) if stacked else None)
+    if all(len(kind) == 1 and None not in kind for kind in kinds.values()):
+        return ()
+    return (Finding("incomplete", "the parts of an object that was cut into several do not make the same volumes"),)
 
 
 def check_fewer_than_declared(headers: Sequence[Header]) -> tuple[Finding, ...]:
@@ -557,12 +582,13 @@ def check_fewer_than_declared(headers: Sequence[Header]) -> tuple[Finding, ...]:
     It is what shows that slices are missing at an end of a stack. Images computed from others keep the number of those;
     where an acquisition became several series (or volumes of one), the number is no more than a bound.
     """
-    own = [header for header in headers if header.frames == 1 and not header.mosaic and not check_localizer(header)]
-    own = [header for header in own if header.image_type[:1] != ("DERIVED",) and not _is_capture(header)]
-    declared = max((header.declared or 0 for header in own), default=0)
-    if declared <= len(headers):
+    own = [header for header in headers if not (header.mosaic or check_localizer(header) or _is_capture(header))]
+    original = [header for header in own if header.frames == 1 and header.image_type[:1] != ("DERIVED",)]
+    declared = max((header.declared or 0 for header in original), default=0)
+    found = sum({one.sop_instance or n: one.frames for n, one in enumerate(own)}.values())  # a copy is no other image
+    if declared <= found:
         return ()
-    return (Finding("fewer_than_declared", f"{len(headers)} images, and a header declares {declared}"),)
+    return (Finding("fewer_than_declared", f"{found} images, and a header declares {declared}"),)
 
 
 def check_lost_slices(headers: Sequence[Header], groups: Sequence[Group]) -> tuple[Finding, ...]:
@@ -622,6 +648,7 @@ def check_series(
         *check_mixed_series(headers),
         *check_incomplete(refused),
         *check_concatenations(headers),
+        *check_scattered(headers, groups),
         *check_fewer_than_declared(headers),
         *check_lost_slices(headers, groups),
         *check_mixed_slices(headers, groups),

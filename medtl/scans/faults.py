@@ -12,16 +12,23 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from medtl.errors import MedtlError, ScanError
 
 _PACKAGE = Path(__file__).parent.parent
-_OURS = (RecursionError, NotImplementedError)  # of RuntimeError; the others are threads and processes that end
-_NOT_A_FILES = (MedtlError, OSError, MemoryError, RuntimeError)
+_MACHINE = (MedtlError, MemoryError, ImportError, BrokenExecutor)
+_STARVED = ("start new thread", "after shutdown", "after interpreter shutdown")  # what such a RuntimeError says
 
 log = logging.getLogger(__name__)
+
+
+def ends_the_run(error: Exception) -> bool:
+    """Tell what a file cannot be blamed for: errors of our own, no memory, no threads, a library that is not there."""
+    starved = type(error) is RuntimeError and any(words in str(error) for words in _STARVED)
+    return starved or isinstance(error, _MACHINE)
 
 
 @contextmanager
@@ -34,11 +41,12 @@ def faults_refused() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, _NOT_A_FILES) and not isinstance(error, _OURS):
+        if isinstance(error, OSError) or ends_the_run(error):
             raise
-        where = _place(error)
-        log.error("the program failed on one file or series, which is refused: %s in %s", type(error).__name__, where)
-        raise ScanError("program_fault", f"the program failed on it: {type(error).__name__} in {where}") from error
+        where, kind = _place(error), type(error).__name__
+        log.error("the program failed on one file or series, which is refused: %s in %s", kind, where)
+        traceback.clear_frames(error.__traceback__)  # the refusal stays until the end; what was at hand must not
+        raise ScanError("program_fault", f"the program failed on it: {kind} in {where}") from None
 
 
 def _place(error: Exception) -> str:

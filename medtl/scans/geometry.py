@@ -105,11 +105,11 @@ def group(headers: Sequence[Header]) -> tuple[Group, ...]:
 
     Frames of one group share patient, study, series, frame of reference, kind of pixel, matrix, pixel spacing and
     orientation, and whatever splits a series honestly: stack, component (magnitude, phase), echo, b-value, temporal
-    position. Where positions still repeat, they are told apart by image type, by the multi-frame object, by
-    InversionTime, FlipAngle, AcquisitionNumber or TriggerTime, each only if that alone gives volumes with the same
-    places, or as a last resort by the order of InstanceNumber, if that runs through all places again and again. Where
-    nothing does, the repeated positions stay in one group, for the check to find. A mosaic, and frames without a sound
-    place, are no stack.
+    position. Where positions still repeat, they are told apart by image type, by the multi-frame object, by what else
+    differs (InversionTime, FlipAngle ...) where each of its values has the same places, by AcquisitionNumber or
+    TriggerTime only if that alone gives volumes with the same places, or as a last resort by the order of
+    InstanceNumber, if that runs through all places again and again. Where nothing does, the repeated positions stay in
+    one group, for the check to find. A mosaic, and frames without a sound place, are no stack.
 
     The result does not depend on the order of the headers, but for the indices in it.
     """

@@ -296,6 +296,11 @@ _HINTS = (
     "InversionTime", "FlipAngle", "TriggerTime", "NominalCardiacTriggerDelayTime", "AcquisitionNumber",
     "FrameAcquisitionNumber",
 )  # fmt: skip
+# What no scan needs, and what may therefore say anything.
+_SOFT = frozenset((
+    "InversionTime", "FlipAngle", "ImagesInAcquisition", "NumberOfSlices", "UihBValue", "UihDiffusionDirection",
+    "UihSlices",
+))  # fmt: skip
 _HINT_TAGS = tuple(_TAG[keyword] for keyword in _HINTS)
 _WINDOW = (_TAG["WindowCenter"], _TAG["WindowWidth"])
 # What differs within a series; the rest is made once.
@@ -311,6 +316,7 @@ _GROUP_TAGS = frozenset(
 )
 _VENDOR_TAGS = frozenset(_TAG[keyword] for keyword in ("SiemensCreator", "GeCreator", "UihCreator", "PhilipsCreator"))
 # Functional groups whose first item says something about the frame (PS3.3 C.7.6.16.2); others hold references.
+_SERIES_BYTES = re.compile(rb"\x20\0\x0e\0(?:UI(..)|(.\0\0\0))([0-9.]{1,64})", re.DOTALL)  # explicit, implicit VR
 _MACROS = (
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
     "FrameContentSequence", "MREchoSequence", "MRDiffusionSequence", "CardiacSynchronizationSequence",
@@ -568,15 +574,12 @@ def _part(values: Values) -> Part | None:
 def _declared(values: Values) -> int | None:
     """Read how many images there must be; of numbers that are none, nothing."""
     keywords = ("ImagesInAcquisition", *(("NumberOfSlices",) if _string(values, "Modality") == "PT" else ()))
-    try:
-        return max((number for keyword in keywords if (number := _integer(values, keyword))), default=None)
-    except ScanError:
-        return None
+    return max((int(number) for keyword in keywords for number in _soft_numbers(values, keyword)), default=0) or None
 
 
 def _is_grid(values: Values) -> bool:
     """Tell a grid of United Imaging by the number of its slices, whatever its image type says."""
-    return _string(values, "UihCreator") == UIH_CREATOR and (_number(values, "UihSlices") or 0) > 1
+    return _string(values, "UihCreator") == UIH_CREATOR and max(_soft_numbers(values, "UihSlices"), default=0) > 1
 
 
 @lru_cache(maxsize=1024)
@@ -655,6 +658,15 @@ def _check_bits(
         raise ScanError("bad_header", f"pixel representation {signed}")
     if not 1 <= samples <= 4:
         raise ScanError("bad_header", f"{samples} samples per pixel")
+
+
+def partial_header(start: bytes, file_size: int) -> Header | None:
+    """Give what a file's first bytes say of its series, by their look alone; ``None`` where they do not."""
+    match = _SERIES_BYTES.search(start)
+    if match is None:
+        return None
+    length = int.from_bytes(match[1] or match[2], "little")
+    return _partial({_TAG["SeriesInstanceUID"]: match[3][:length]}, file_size)
 
 
 def _partial(found: Values, file_size: int) -> Header:
@@ -746,8 +758,8 @@ def _hints_of(raws: tuple[bytes | None, ...]) -> Splits:
 
 def _numeric_splits(values: Values, keywords: Sequence[str]) -> Iterator[tuple[str, str]]:
     for keyword in keywords:
-        numbers = _numbers(values, keyword)
-        if numbers is not None:
+        numbers = _soft_numbers(values, keyword) if keyword in _SOFT else _numbers(values, keyword)
+        if numbers:
             yield keyword, "\\".join(f"{number:.10g}" for number in numbers)
 
 
@@ -776,14 +788,15 @@ def _vendor_splits(values: Values, known: Set[str]) -> list[tuple[str, str]]:
     ge = _string(values, "GeCreator") == "GEMS_PARM_01"
     philips = _string(values, "PhilipsCreator") in ("Philips Imaging DD 001", "PHILIPS IMAGING DD 001")
     uih = _string(values, "UihCreator") == UIH_CREATOR
+    # what cannot be read of these parts nothing: places that repeat are then refused
     b_values = (siemens, "SiemensBValue"), (ge, "GeBValue"), (uih, "UihBValue"), (philips, "PhilipsBValue")
     for vendor, keyword in b_values:
-        numbers = _numbers(values, keyword) if vendor and "DiffusionBValue" not in known else None
+        numbers = _soft_numbers(values, keyword) if vendor and "DiffusionBValue" not in known else None
         if numbers:
             # GE adds 1e9 to the b-value of some sequences, as a flag
             splits.append(("DiffusionBValue", f"{numbers[0] % 1e9 if ge else numbers[0]:.10g}"))
     for vendor, keyword in ((siemens, "SiemensDiffusionDirection"), (uih, "UihDiffusionDirection")):
-        direction = _numbers(values, keyword) if vendor and "DiffusionGradientOrientation" not in known else None
+        direction = _soft_numbers(values, keyword) if vendor and "DiffusionGradientOrientation" not in known else None
         if direction:
             splits.append(("DiffusionGradientOrientation", "\\".join(f"{number:.10g}" for number in direction)))
     kind = _integer(values, "GeImageKind") if ge and "ComplexImageComponent" not in known else None
@@ -802,6 +815,14 @@ def _string(values: Values, keyword: str) -> str | None:
         return None
     text = raw.decode("utf-8", "surrogateescape") if keyword in _LOCAL else raw.decode("latin-1")
     return text.strip(" \0") or None
+
+
+def _soft_numbers(values: Values, keyword: str) -> tuple[float, ...]:
+    """Read the numbers of a value that may be anything without harm: of what is no number, nothing."""
+    try:
+        return _numbers(values, keyword) or ()
+    except ScanError:
+        return ()
 
 
 def _numbers(values: Values, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
@@ -1088,7 +1109,12 @@ def _value(dataset: Dataset, number: int, keyword: str, vr: str) -> bytes | None
         found = str(item.VR)
     if number >> 16 & 1 and found != vr:
         return None
-    return _encode(dataset, number, keyword, vr)
+    try:
+        return _encode(dataset, number, keyword, vr)
+    except Exception:
+        if keyword in _SOFT:
+            return None
+        raise
 
 
 def _is_local(keyword: str, raw: bytes) -> bool:

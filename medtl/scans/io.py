@@ -28,16 +28,16 @@ import numpy as np
 
 from medtl.artifacts import storage_errors, write_bytes, write_record
 from medtl.config import ScansConfig
-from medtl.errors import MedtlError, ScanError, StorageError
+from medtl.errors import ScanError, StorageError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.records import AnyArray, Exclusion
 from medtl.scans import decoding, formats, frames, masks, mosaic, nifti, nuclear
 from medtl.scans.checks import action_of
 from medtl.scans.deidentify import burned_in_risk, deidentified, strip_nifti
-from medtl.scans.faults import faults_refused
+from medtl.scans.faults import ends_the_run, faults_refused
 from medtl.scans.formats import Decoded
 from medtl.scans.geometry import Affine, Finding, Volume, untilt
-from medtl.scans.headers import DamagedError, Header, hush_pydicom, read_header
+from medtl.scans.headers import DamagedError, Header, hush_pydicom, partial_header, read_header
 from medtl.scans.mosaic import with_tiles
 from medtl.scans.pictures import check_size
 from medtl.scans.pixels import check_pixels, compact, dicom_pixels, nifti_slice
@@ -57,31 +57,37 @@ _HALF_RELEASED = re.compile(r"\.f-[0-9a-f]{16}\.(dcm|nii|nii\.gz)\.tmp")
 
 def look(file: SourceFile) -> Member:
     """Read a file's first bytes and, of DICOM, its header. Whatever the bytes are, nothing is raised."""
+    start = b""
     try:
         with faults_refused():
-            return _looked_at(file)
+            start = _first_bytes(file)
+            kind = formats.kind_of(start)
+            if kind is None:
+                reason = "none of DICOM, NIfTI, PNG, JPEG, TIFF, GIF or .npz by its first bytes"
+                return Member(file, None, damage=ScanError("not_an_image", reason))
+            if kind != "dicom":
+                return Member(file, kind)
+            header = read_header(start, file.size, lambda: read_bytes(file))
+        return _placed(file, header)
     except DamagedError as error:
         return Member(file, "dicom", error.header, error)
-    except ScanError as error:
-        return Member(file, None, damage=error)
+    except ScanError as error:  # its series lacks it: that much must be known of it
+        known = partial_header(start, file.size) if error.code == "program_fault" else None
+        return Member(file, "dicom" if known else None, known, error)
     except OSError as error:
         return Member(file, None, damage=ScanError("unreadable", f"cannot be read ({error.strerror})"))
 
 
-def _looked_at(file: SourceFile) -> Member:
-    start = _first_bytes(file)
-    kind = formats.kind_of(start)
-    if kind is None:
-        reason = "none of DICOM, NIfTI, PNG, JPEG, TIFF, GIF or .npz by its first bytes"
-        return Member(file, None, damage=ScanError("not_an_image", reason))
-    if kind != "dicom":
-        return Member(file, kind)
-    header = read_header(start, file.size, lambda: read_bytes(file))
-    if header.mosaic:
-        header = with_tiles(header, _dataset(read_bytes(file), stop_before_pixels=True))
-    elif nuclear.is_reconstructed(header):
-        header = nuclear.with_places(header, _dataset(read_bytes(file), stop_before_pixels=True))
-    return Member(file, kind, header)
+def _placed(file: SourceFile, header: Header) -> Member:
+    """Find where the slices lie that the frames' own planes do not place: tiles of a mosaic, frames of a SPECT."""
+    place = with_tiles if header.mosaic else nuclear.with_places if nuclear.is_reconstructed(header) else None
+    if place is None:
+        return Member(file, "dicom", header)
+    try:
+        with faults_refused():
+            return Member(file, "dicom", place(header, _dataset(read_bytes(file), stop_before_pixels=True)))
+    except ScanError as error:
+        return Member(file, "dicom", header, error)
 
 
 def _first_bytes(file: SourceFile) -> bytes:
@@ -477,6 +483,28 @@ class Voxels:
     file: Path | None = None  # whose bytes, behind the place of a NIfTI header, they are
 
 
+@contextmanager
+def _of_the_file() -> Iterator[None]:
+    """Turn what reading a file raises into a refusal of that file.
+
+    A decoder given hostile bytes may raise anything. Its text may quote the file's content, so only the kind is kept.
+
+    Raises:
+        ScanError: what was raised as such; ``unreadable``, ``too_deep`` or ``undecodable`` for the rest.
+    """
+    try:
+        yield
+    except RecursionError as error:
+        raise ScanError("too_deep", "sequences nested deeper than a header needs") from error
+    except Exception as error:
+        if ends_the_run(error):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:  # without a number it is a decoder's own
+            raise ScanError("unreadable", f"cannot be read ({error.strerror})") from error
+        reason = f"the file is damaged or its pixels cannot be decoded ({type(error).__name__})"
+        raise ScanError("undecodable", reason) from error
+
+
 class Reader:
     """Gives the pixels of what was judged fit.
 
@@ -505,7 +533,7 @@ class Reader:
             StorageError: decoded pixels cannot be written.
             MedtlError: the decoding process cannot be started. Neither is the file's fault.
         """
-        try:
+        with _of_the_file():
             if verdict.volume is not None:
                 return [self._series(members, verdict)]
             (member,) = members
@@ -523,17 +551,6 @@ class Reader:
                 Decoded(one.pixels, one.fields | {"findings": _codes(verdict.refuse(check_pixels(one.pixels)))})
                 for one in decoded
             ]
-        except (MedtlError, MemoryError):
-            raise
-        except RecursionError as error:
-            raise ScanError("too_deep", "sequences nested deeper than a header needs") from error
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno is not None:  # without a number it is a decoder's own
-                raise ScanError("unreadable", f"cannot be read ({error.strerror})") from error
-            # A decoder given hostile bytes may raise anything; whatever it is costs this file alone. Its text may quote
-            # the file's content, so only the kind of error is kept.
-            reason = f"the file is damaged or its pixels cannot be decoded ({type(error).__name__})"
-            raise ScanError("undecodable", reason) from error
 
     def start_decoders(self) -> None:
         """Start the decoding processes that will be wanted soon."""
@@ -552,6 +569,10 @@ class Reader:
         Raises:
             ScanError: as :meth:`decode`.
         """
+        with _of_the_file():
+            return self._volume(members, verdict, out, file)
+
+    def _volume(self, members: Sequence[Member], verdict: Verdict, out: AnyArray | None, file: Path | None) -> Voxels:
         volume, headers = verdict.volume, [member.header for member in members]
         assert volume is not None
         own = [header for header in headers if header is not None]
@@ -574,7 +595,8 @@ class Reader:
         """Give a digest of the stored values of every frame of a volume, by (file, frame)."""
         volume, headers = verdict.volume, [member.header for member in members if member.header is not None]
         assert volume is not None
-        stored, _ = self._frames([member.file for member in members], headers, volume, None)
+        with _of_the_file():
+            stored, _ = self._frames([member.file for member in members], headers, volume, None)
         return {place: sha256(frame.data).hexdigest() for place, frame in zip(volume.members, stored, strict=True)}
 
     def mask_source(self, member: Member) -> tuple[str | None, set[str]]:
@@ -587,7 +609,8 @@ class Reader:
         assert header is not None
         if header.pixel_keyword and header.transfer_syntax not in (*frames.UNCOMPRESSED, decoding.RLE):
             raise ScanError("no_decoder", "a compressed mask; uncompressed ones and RLE are read")
-        dataset = _dataset(read_bytes(member.file), stop_before_pixels=True)
+        with _of_the_file():
+            dataset = _dataset(read_bytes(member.file), stop_before_pixels=True)
         return masks.drawn_on(dataset), masks.frames_of_reference(dataset)
 
     def masks(self, member: Member, verdict: Verdict, grid: masks.Grid, image: str) -> list[Decoded]:
@@ -597,7 +620,9 @@ class Reader:
             ScanError: it does not fit the image, or cannot be read.
         """
         found = []
-        for mask in masks.dicom_masks(_dataset(read_bytes(member.file)), grid, self._config):
+        with _of_the_file():
+            dataset = _dataset(read_bytes(member.file))
+        for mask in masks.dicom_masks(dataset, grid, self._config):
             codes = tuple(sorted({finding.code for finding in verdict.refuse(mask.findings)}))
             fields = {
                 "source": "mask",

@@ -92,6 +92,8 @@ def dicom_masks(dataset: Dataset, grid: Grid, config: ScansConfig) -> list[Mask]
     """
     try:
         kind = str(dataset.get("SOPClassUID", ""))
+        if dataset.get("ConcatenationUID") and dataset.get("InConcatenationTotalNumber") != 1:
+            raise ScanError("bad_mask", "a part of a segmentation that was cut into several: export it in one piece")
         if kind in SEGMENTATIONS:
             return _segments(dataset, grid, config)
         if kind == STRUCTURES:

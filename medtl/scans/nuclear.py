@@ -42,10 +42,14 @@ def with_places(header: Header, dataset: Dataset) -> Header:
     """Give the header with a place for every frame, where they are told completely; otherwise as it is."""
     try:
         slices, others = _vectors(header, dataset)
-        first = _first(header.planes[0], dataset)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError):
+        first, said = _first(header.planes[0], dataset), dataset.get("NumberOfSlices")
+    except Exception:  # a value is decoded where it is first asked for: a strange one may raise anything
         return header
-    count, said = max(slices), dataset.get("NumberOfSlices")
+    return _placed(header, slices, others, first, said)
+
+
+def _placed(header: Header, slices: list[int], others: Mapping[str, list[int]], first: Plane, said: Any) -> Header:
+    count = max(slices)
     if fault(first) or not first.between_mm or slices[0] != 1 or set(slices) != set(range(1, count + 1)):
         return header
     if said and said != count:

@@ -19,7 +19,7 @@ from medtl.scans.mosaic import mosaic_volume
 from medtl.scans.sources import SourceFile
 
 _OF_SPACE = frozenset({"no_geometry", "bad_geometry", "missing_rescale", "single_slice"})  # no matter for a picture
-_OF_STACKS = frozenset({"fewer_than_declared"})  # no matter for a single image, whatever it is read as
+_OF_STACKS = frozenset({"fewer_than_declared", "incomplete"})  # no matter for a single image, whatever it is read as
 _OF_PICTURES = frozenset({"foreign_patient"})  # of what is wrong with a series, what concerns its single images
 REFUSED = frozenset({"reject", "quarantine"})
 

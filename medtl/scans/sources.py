@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -31,12 +32,14 @@ from medtl.config import ScansConfig
 from medtl.errors import ScanError, StorageError
 from medtl.progress import advance
 from medtl.pseudonyms import Pseudonymiser
+from medtl.scans.faults import faults_refused
 from medtl.scans.headers import hush_pydicom
 
 log = logging.getLogger(__name__)
 _DIRECTORY = b"1.2.840.10008.1.3.10"  # Media Storage Directory, in a DICOMDIR's first bytes
 _START = 1024
 _ZIP = b"PK\x03\x04"
+_DAMAGED = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, UnicodeDecodeError, NotImplementedError)  # an archive
 _NPZ_PARTS = frozenset(f"{part}_{what}.npy" for part in ("train", "val", "test") for what in ("images", "labels"))
 _INDEX_FORMAT = 1
 _MEMBER_CHUNK = 1 << 20
@@ -167,7 +170,7 @@ def opened(file: SourceFile) -> Iterator[IO[bytes]]:
     try:
         with _archive(file).open(file.member) as inside:
             yield inside
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, NotImplementedError) as error:
+    except (*_DAMAGED, KeyError, RuntimeError) as error:
         raise ScanError("archive_damaged", f"the archive cannot be unpacked ({type(error).__name__})") from error
 
 
@@ -316,15 +319,16 @@ def _identify(file: SourceFile, config: ScansConfig, index: SourceIndex | None) 
     if known is not None:
         return [replace(file, sha256=known)]
     try:
-        start = _first_bytes(file.path)
-        if start.startswith(_ZIP) and not _is_npz(file):
-            return _members(file, config, index)
-        read_at = time.time_ns()
-        if _is_directory(start):
-            listed = ScanError("dicomdir", "a DICOMDIR: the files it lists are taken by themselves")
-            return [replace(file, refusal=listed)]
-        with opened(file):  # refuses links and devices that were put there since
-            found = replace(file, sha256=file_digest(file.path))
+        with faults_refused():
+            start = _first_bytes(file.path)
+            if start.startswith(_ZIP) and not _is_npz(file):
+                return _members(file, config, index)
+            read_at = time.time_ns()
+            if _is_directory(start):
+                listed = ScanError("dicomdir", "a DICOMDIR: the files it lists are taken by themselves")
+                return [replace(file, refusal=listed)]
+            with opened(file):  # refuses links and devices that were put there since
+                found = replace(file, sha256=file_digest(file.path))
     except ScanError as error:
         return [replace(file, refusal=error)]
     except OSError as error:
@@ -353,7 +357,7 @@ def _is_npz(file: SourceFile) -> bool:
     try:
         with opened(file) as stream, zipfile.ZipFile(stream) as archive:
             return any(PurePosixPath(name).name in _NPZ_PARTS for name in archive.namelist()[:64])
-    except (zipfile.BadZipFile, NotImplementedError, ScanError):
+    except (*_DAMAGED, ScanError):
         return False
 
 
@@ -366,7 +370,7 @@ def _members(file: SourceFile, config: ScansConfig, index: SourceIndex | None) -
             return [_member(file, entry, archive, config, index) for entry in entries]
     except ScanError as error:
         return [replace(file, refusal=error)]
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except _DAMAGED as error:
         damaged = ScanError("archive_damaged", f"the archive cannot be unpacked ({type(error).__name__})")
         return [replace(file, refusal=damaged)]
 
@@ -415,9 +419,13 @@ def _member(
                 if grown > entry.file_size:
                     return replace(found, refusal=ScanError("archive_bomb", "it grows past the size it declares"))
                 digest.update(chunk)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*_DAMAGED, RuntimeError) as error:
         damaged = ScanError("archive_damaged", f"cannot be unpacked ({type(error).__name__})")
         return replace(found, refusal=damaged)
+    except OSError as error:
+        if error.errno is not None:  # without a number it is an unpacker's own
+            raise
+        return replace(found, refusal=ScanError("archive_damaged", "cannot be unpacked (its data are damaged)"))
     if grown != entry.file_size:
         return replace(found, refusal=ScanError("archive_damaged", "shorter than the size it declares"))
     done = replace(stamped, sha256=digest.hexdigest())
@@ -429,6 +437,8 @@ def _member(
 def _refuse_member(entry: zipfile.ZipInfo, config: ScansConfig) -> ScanError | None:
     name = PurePosixPath(entry.filename.replace("\\", "/"))
     kind = stat.S_IFMT(entry.external_attr >> 16)
+    if not name.parts:
+        return ScanError("archive_path", "it has no name inside the archive")
     if name.is_absolute() or ".." in name.parts or "\0" in entry.orig_filename or ":" in name.parts[0]:
         return ScanError("archive_path", "its name inside the archive leads outside of it")
     if kind not in (0, stat.S_IFREG):

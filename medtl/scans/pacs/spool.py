@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import FileMetaDataset, dcmread, uid
-from pydicom.errors import InvalidDicomError
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID
@@ -321,7 +320,7 @@ def digest_of_file(part: Part, sop_uid: str) -> str:
         try:
             meta = dcmread(io.BytesIO(head + stream.read(length))).file_meta
             syntax, named = str(meta.TransferSyntaxUID), str(meta.MediaStorageSOPInstanceUID)
-        except (InvalidDicomError, AttributeError, ValueError, TypeError, KeyError, EOFError) as error:
+        except Exception as error:  # a hostile answer may make pydicom raise anything
             raise ScanError("not_dicom", "its file meta information cannot be read") from error
         if named != sop_uid:
             raise ScanError("wrong_object", "the archive sent another object than was asked for")

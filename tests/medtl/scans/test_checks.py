@@ -104,6 +104,12 @@ def test_a_stack_that_lost_its_end_is_found_by_what_its_headers_declare() -> Non
     whole = stack(declared=10)
     assert codes(whole) == set()
     assert codes(whole[:-1]) == codes(whole[2:]) == {"fewer_than_declared"}
+    copies = [replace(one, instance_number=90 + n) for n, one in enumerate(whole[:1])]
+    scouts = [replace(one, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"), sop_instance="1.7") for one in whole[:1]]
+    for others in (copies, scouts):
+        assert "fewer_than_declared" in {f.code for f in check_series([*whole[:-1], *others])}
+    object_of_nine = replace(image(frames=9), planes=tuple(one.planes[0] for one in whole[1:]))
+    assert "fewer_than_declared" not in {f.code for f in check_series([whole[0], object_of_nine])}
     assert codes(stack(declared=7)) == set()  # an acquisition that became two volumes of one series
     assert codes([*whole[:8], image(declared=10, position_mm=(-10.0, -20.0, 16.0), instance_number=9)]) == {
         "fewer_than_declared"
@@ -128,6 +134,9 @@ def test_parts_of_an_object_are_counted_and_their_frames_too() -> None:
     assert codes(parts(*range(1, 10), total=None)) == set()  # nothing says that there was a last one
     assert codes(parts(*range(2, 11), total=None)) == {"incomplete"}
     assert codes(parts(*range(1, 11), offset=None)) == set()
+    twice = [*parts(*range(1, 11), offset=None), *parts(4, offset=7)]
+    assert {f.code for f in check_series(twice)} == {f.code for f in check_series(twice[::-1])} == {"incomplete"}
+    assert "incomplete" not in {f.code for f in check_series([*parts(*range(1, 11)), *parts(4)])}  # a copy
     assert codes(parts(*range(1, 11), offset=3)) == {"incomplete"}
     assert codes(parts(*range(1, 11), number=0)) == {"incomplete"}
     nameless = parts(10, number=0, total=None, offset=None)

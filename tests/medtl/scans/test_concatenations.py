@@ -120,6 +120,40 @@ def test_parts_that_contradict_each_other_make_no_volume(
     assert (done.volumes, [one.code for one in done.refused]) == ((), ["incomplete"])
 
 
+def echoes(dicom: Callable[..., Dataset], slices: Array, cuts: Sequence[int]) -> list[Dataset]:
+    """Cut an object of two echoes whose times go on from slice to slice: its dimension says which are one volume."""
+    both = np.repeat(slices, 2, axis=0) + np.tile([0, 5000], len(slices)).astype(np.uint16)[:, None, None]
+    parts = cut(dicom, both, "1.2.5", cuts)
+    frame = 0
+    for part in parts:
+        part.DimensionIndexSequence = [item(DimensionIndexPointer=0x00209057), item(DimensionIndexPointer=0x00189082)]
+        for group in part.PerFrameFunctionalGroupsSequence:
+            place, echo = divmod(frame, 2)
+            group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 3.0 * place]
+            group.MREchoSequence = [item(EffectiveEchoTime=10.0 + frame)]
+            group.FrameContentSequence = [item(StackID="1", DimensionIndexValues=[place + 1, echo + 1])]
+            frame += 1
+    return parts
+
+
+@pytest.mark.parametrize("at", [*range(1, 14)])
+def test_an_object_of_two_volumes_gives_both_whole_or_none(
+    tmp_path: Path, dicom: Callable[..., Dataset], slices: Array, at: int
+) -> None:
+    """Each part is read by itself and may see other volumes in it than the whole has."""
+    done = taken(tmp_path, echoes(dicom, slices, (0, at, 14)))
+    assert [one.shape[0] for one in done.volumes] in ([], [7, 7])
+    assert done.volumes or done.refused
+    assert all(one.code in ("incomplete", "multi_frame", "duplicate_position", "single_slice") for one in done.refused)
+
+
+def test_an_object_of_two_volumes_that_was_not_cut_gives_both(
+    tmp_path: Path, dicom: Callable[..., Dataset], slices: Array
+) -> None:
+    done = taken(tmp_path, echoes(dicom, slices, (0, 14)))
+    assert ([one.shape[0] for one in done.volumes], done.refused) == ([7, 7], ())
+
+
 def test_two_objects_at_the_same_places_are_told_apart_and_not_their_parts(
     tmp_path: Path, dicom: Callable[..., Dataset], slices: Array
 ) -> None:

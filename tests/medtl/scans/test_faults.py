@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import weakref
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import Dataset
-from pydicom.uid import SegmentationStorage
+from pydicom import Dataset, dcmread
+from pydicom.uid import ImplicitVRLittleEndian, SegmentationStorage
 
 from medtl.artifacts import Store
 from medtl.config import ScansConfig
@@ -20,7 +24,9 @@ from medtl.scans import series as judging
 from medtl.scans.checks import CODES
 from medtl.scans.convert import convert
 from medtl.scans.faults import faults_refused
+from medtl.scans.headers import partial_header
 from medtl.scans.sources import survey
+from spect import spect
 
 NAMES = Pseudonymiser(b"0123456789abcdef")
 CONFIG = ScansConfig(stable_seconds=0)
@@ -28,7 +34,9 @@ NAME = "Doe^Jane"
 SERIES = ("1.2.1", "1.2.987654321")
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyError, AssertionError, ZeroDivisionError, RecursionError])
+@pytest.mark.parametrize(
+    "error", [ValueError, KeyError, AssertionError, ZeroDivisionError, RecursionError, RuntimeError, StopIteration]
+)
 def test_an_error_of_the_program_refuses_what_it_was_at_work_on(
     error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -39,10 +47,38 @@ def test_an_error_of_the_program_refuses_what_it_was_at_work_on(
     assert NAME not in refusal.value.reason + caplog.text
 
 
-@pytest.mark.parametrize("error", [OSError, MemoryError, StorageError, RuntimeError, KeyboardInterrupt])
-def test_what_the_machine_lacks_is_no_fault_of_a_file(error: type[BaseException]) -> None:
-    with pytest.raises(error), faults_refused():
-        raise error("no room")
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no room"),
+        MemoryError(),
+        StorageError("no room"),
+        ImportError("no library"),
+        BrokenProcessPool(),
+        RuntimeError("can't start new thread"),
+        KeyboardInterrupt(),
+    ],
+    ids=repr,
+)
+def test_what_the_machine_lacks_is_no_fault_of_a_file(error: BaseException) -> None:
+    with pytest.raises(type(error)), faults_refused():
+        raise error
+
+
+def test_nothing_of_what_was_at_hand_is_kept() -> None:
+    """A refusal lives as long as the ingest; the arrays of the frames that failed must not."""
+    held: list[weakref.ref[Any]] = []
+
+    def function() -> None:
+        pixels = np.zeros(10)
+        held.append(weakref.ref(pixels))
+        raise ValueError(NAME)
+
+    with pytest.raises(ScanError) as refusal, faults_refused():
+        function()
+    gc.collect()
+    assert held[0]() is None
+    assert refusal.value.__suppress_context__
 
 
 def test_a_refusal_stays_what_it_is() -> None:
@@ -102,6 +138,85 @@ def test_an_ingest_goes_on(
     assert refused.reason.startswith("the program failed on it: ValueError in medtl/scans/")
     assert caplog.text.count("ValueError") == 1
     assert NAME not in refused.reason + caplog.text
+
+
+@pytest.mark.parametrize("lost", [0, 5])
+def test_a_series_lacks_the_slice_that_the_program_failed_on(
+    tmp_path: Path, series: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    """At an end of the stack nothing else would show that it is missing."""
+    series(tmp_path / "in", 6)
+    sick = next(f for f in (tmp_path / "in").iterdir() if dcmread(f).InstanceNumber == lost + 1).read_bytes()
+    real = io.read_header
+
+    def fails_on_one(start: bytes, *rest: Any) -> Any:
+        if start == sick[: len(start)]:
+            raise ValueError(NAME)
+        return real(start, *rest)
+
+    monkeypatch.setattr(io, "read_header", fails_on_one)
+    done = convert(tmp_path / "in", tmp_path / "out", CONFIG, NAMES)
+    assert (done.volumes, sorted(one.code for one in done.refused)) == ((), ["incomplete", "program_fault"])
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_the_series_of_a_file_is_found_by_the_look_of_its_bytes(
+    tmp_path: Path, dicom: Callable[..., Dataset], implicit: bool
+) -> None:
+    picture = dicom(np.ones((8, 8), np.uint16), SeriesInstanceUID=SERIES[1])
+    if implicit:
+        picture.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    picture.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+    header = partial_header((tmp_path / "x.dcm").read_bytes(), 0)
+    assert header is not None and header.series == SERIES[1]
+    assert partial_header(b"no DICOM", 0) is None
+
+
+def test_what_the_program_failed_on_is_tried_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes, the same settings and the same program may fail once: a library was another one."""
+    files = survey(folder, CONFIG)
+    with monkeypatch.context() as once:
+        once.setattr(judging, "check_header", failing(judging.check_header))
+        taken = ingested(files, tmp_path / "first", tmp_path / "w")
+    assert taken == (1, ["program_fault"])
+    assert ingested(files, tmp_path / "second", tmp_path / "w") == (2, [])
+
+
+def test_places_that_cannot_be_found_leave_the_series_known(
+    tmp_path: Path, dicom: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = spect(dicom, np.ones((5, 8, 8), np.uint16), 4.0, SeriesInstanceUID=SERIES[0])
+    header.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+    monkeypatch.setattr(io.nuclear, "with_places", lambda *_: 1 // 0)
+    (file,) = survey(tmp_path, CONFIG)
+    member = io.look(file)
+    assert member.damage is not None and member.damage.code == "program_fault"
+    assert member.header is not None and member.header.series == SERIES[0]
+
+
+def test_a_volume_that_the_disk_does_not_give_is_unreadable_and_the_others_are_converted(
+    tmp_path: Path, series: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series(tmp_path / "in" / "a", 4)
+    series(tmp_path / "in" / "b", 4, SeriesInstanceUID=SERIES[1])
+    real = io.Reader._frames
+
+    def bad_sector(self: io.Reader, files: Any, headers: Any, *rest: Any) -> Any:
+        if headers[0].series == SERIES[1]:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, files, headers, *rest)
+
+    monkeypatch.setattr(io.Reader, "_frames", bad_sector)
+    done = convert(tmp_path / "in", tmp_path / "out", CONFIG, NAMES)
+    assert (len(done.volumes), [one.code for one in done.refused]) == (1, ["unreadable"])
+
+
+def ingested(files: Any, out: Path, workspace: Path) -> tuple[int, list[str]]:
+    out.mkdir()
+    intake.ingest(files, CONFIG, NAMES, out, Store(workspace))
+    return len(intake.read_scans(out)), [one.code for one in intake.read_exclusions(out)]
 
 
 def test_an_ingest_goes_on_after_the_program_failed_on_a_mask(

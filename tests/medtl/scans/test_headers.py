@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset, FileMetaDataset, Sequence, config, dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -282,9 +284,31 @@ def test_how_many_images_there_must_be_is_read(attributes: dict[str, Any], decla
     assert read(written(slice_of(**attributes))).declared == declared
 
 
-def test_a_number_of_images_that_is_none_is_no_reason_to_refuse_a_file() -> None:
-    data = written(slice_of(ImagesInAcquisition=22))
-    assert read(data.replace(b"IS\2\x0022", b"IS\2\x00x2")).declared is None
+@pytest.mark.parametrize(
+    ("tag", "vr", "raw"),
+    [
+        (0x00180082, "DS", b"n/a "),
+        (0x00180082, "DS", b"900,5 "),
+        (0x00180082, "LO", b"none"),
+        (0x00181314, "DS", b"90 deg"),
+        (0x00181314, "DS", b"1e10"),
+        (0x00201002, "IS", b"all "),
+        (0x00540081, "LO", b"many"),
+        (0x00651009, "FD", b"\0\0\0\0\0\0\xf8\x7f"),
+        (0x00651050, "DS", b"x "),
+    ],
+)
+@pytest.mark.parametrize("modality", ["MR", "PT"])
+def test_what_no_scan_needs_may_say_anything(tag: int, vr: str, raw: bytes, modality: str) -> None:
+    """Both ways to read a header leave it out; without it, only places that repeat are refused."""
+    made = slice_of(MRImageStorage, Modality=modality)
+    made.private_block(0x0065, "Image Private Header", create=True)
+    plain = read(written(made))
+    made._dict[BaseTag(tag)] = RawDataElement(BaseTag(tag), vr, len(raw), raw, 0, False, True)
+    data = written(made)
+    both(data)
+    odd = read(data)
+    assert (odd.planes, odd.declared, odd.mosaic) == (plain.planes, None, False)
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,17 @@ def test_a_mask_without_a_frame_of_reference_or_position_is_refused(blobs: Array
     assert refusal(seg, grid_of()) == "bad_mask"
 
 
+def test_a_part_of_a_mask_that_was_cut_into_several_is_no_mask(blobs: Array) -> None:
+    """What the other parts drew would count as background."""
+    seg = segmentation(ct_images(), blobs)
+    seg.ConcatenationUID, seg.InConcatenationNumber = "1.2.5", 1
+    assert refusal(seg, grid_of()) == "bad_mask"
+    seg.InConcatenationTotalNumber = 2
+    assert refusal(seg, grid_of()) == "bad_mask"
+    seg.InConcatenationTotalNumber = 1
+    assert dicom_masks(seg, grid_of(), CONFIG)
+
+
 def test_an_empty_mask_is_a_mask_and_says_so() -> None:
     nothing = np.zeros(SHAPE, dtype=np.uint8)
     seg = segmentation(ct_images(), nothing)

@@ -88,6 +88,33 @@ def test_an_archive_that_lies_about_a_size_is_refused(folder: Path) -> None:
     assert file.refusal.code in ("archive_bomb", "archive_damaged")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_data_of_any_method_cost_their_member_alone(folder: Path, method: int) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("a.dcm", os.urandom(2000))
+        archive.writestr("b.dcm", os.urandom(2000))
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"a.dcm") + 5
+    data[at + 20 : at + 60] = bytes(40)
+    (folder / "x.zip").write_bytes(data)
+    assert codes(survey(folder, QUIET)) == {"x.zip/a.dcm": "archive_damaged", "x.zip/b.dcm": None}
+
+
+def test_a_member_without_a_name_is_refused(folder: Path) -> None:
+    pack(folder / "x.zip", {".": b"odd", "sound.dcm": b"sound"})
+    assert codes(survey(folder, QUIET)) == {"x.zip/.": "archive_path", "x.zip/sound.dcm": None}
+
+
+def test_a_name_in_no_encoding_costs_the_archive_alone(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "x.zip", "w") as archive:
+        archive.writestr("\u00e4\u00e4.dcm", b"odd")
+    data = (folder / "x.zip").read_bytes().replace("\u00e4\u00e4".encode(), b"\xff\xfe\xff\xfe")
+    (folder / "x.zip").write_bytes(data)
+    (folder / "y.dcm").write_bytes(b"sound")
+    assert codes(survey(folder, QUIET)) == {"x.zip": "archive_damaged", "y.dcm": None}
+
+
 def test_a_damaged_archive_costs_itself_alone(folder: Path) -> None:
     pack(folder / "a.zip", {"x": b"x" * 1000})
     (folder / "a.zip").write_bytes((folder / "a.zip").read_bytes()[:60])
