@@ -316,7 +316,7 @@ _GROUP_TAGS = frozenset(
 )
 _VENDOR_TAGS = frozenset(_TAG[keyword] for keyword in ("SiemensCreator", "GeCreator", "UihCreator", "PhilipsCreator"))
 # Functional groups whose first item says something about the frame (PS3.3 C.7.6.16.2); others hold references.
-_SERIES_BYTES = re.compile(rb"\x20\0\x0e\0(?:UI(..)|(.\0\0\0))([0-9.]{1,64})", re.DOTALL)  # explicit, implicit VR
+_SERIES_BYTES = re.compile(rb"\x20\0\x0e\0(?:UI..|.\0\0\0)([0-9.]{1,64})", re.DOTALL)  # explicit, implicit VR
 _MACROS = (
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
     "FrameContentSequence", "MREchoSequence", "MRDiffusionSequence", "CardiacSynchronizationSequence",
@@ -663,10 +663,7 @@ def _check_bits(
 def partial_header(start: bytes, file_size: int) -> Header | None:
     """Give what a file's first bytes say of its series, by their look alone; ``None`` where they do not."""
     match = _SERIES_BYTES.search(start)
-    if match is None:
-        return None
-    length = int.from_bytes(match[1] or match[2], "little")
-    return _partial({_TAG["SeriesInstanceUID"]: match[3][:length]}, file_size)
+    return None if match is None else _partial({_TAG["SeriesInstanceUID"]: match[1]}, file_size)
 
 
 def _partial(found: Values, file_size: int) -> Header:

@@ -137,6 +137,8 @@ def test_parts_of_an_object_are_counted_and_their_frames_too() -> None:
     twice = [*parts(*range(1, 11), offset=None), *parts(4, offset=7)]
     assert {f.code for f in check_series(twice)} == {f.code for f in check_series(twice[::-1])} == {"incomplete"}
     assert "incomplete" not in {f.code for f in check_series([*parts(*range(1, 11)), *parts(4)])}  # a copy
+    longer = [replace(one, frames=2, planes=one.planes * 2) for one in parts(4, offset=None)]
+    assert "incomplete" in {f.code for f in check_series([*parts(*range(1, 11), offset=None), *longer])}
     assert codes(parts(*range(1, 11), offset=3)) == {"incomplete"}
     assert codes(parts(*range(1, 11), number=0)) == {"incomplete"}
     nameless = parts(10, number=0, total=None, offset=None)

@@ -90,6 +90,13 @@ def test_where_a_part_is_not_here_there_is_no_volume(
     assert (done.volumes, [one.code for one in done.refused]) == ((), ["incomplete" if lost != 1 else "missing_slices"])
 
 
+def test_one_frame_of_an_object_is_an_image_and_lacks_nothing(
+    tmp_path: Path, dicom: Callable[..., Dataset], slices: Array
+) -> None:
+    done = taken(tmp_path, cut(dicom, slices, "1.2.5", range(8))[:1])
+    assert [one.code for one in done.refused] == ["single_slice"]  # `convert` takes no images
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_part_before_others_is_missed_without_their_total(
     tmp_path: Path, dicom: Callable[..., Dataset], slices: Array, lost: int
