@@ -19,6 +19,7 @@ import numpy as np
 
 from medtl.errors import ScanError
 from medtl.records import AnyArray
+from medtl.scans.faults import ends_the_run
 from medtl.scans.geometry import GAP_TOLERANCE, Placed, Volume, as_rows, displacement_mm, fault, measure, unevenness
 from medtl.scans.headers import UIH_CREATOR, Header, Plane, Tiles, Vector
 
@@ -101,7 +102,9 @@ def _slice_positions(dataset: Dataset) -> tuple[Vector, ...]:
         items = _items(dataset, block[_UIH_SEQUENCE].value)
         positions = [[float(number) for number in item.ImagePositionPatient] for item in items]
         found = tuple((x, y, z) for x, y, z in positions)
-    except Exception:  # a value is decoded where it is first asked for: a strange one may raise anything
+    except Exception as error:  # a value is decoded where it is first asked for: a strange one may raise anything
+        if ends_the_run(error):
+            raise
         return ()
     return found if len(found) == count else ()
 

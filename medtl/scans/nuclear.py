@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medtl.scans.faults import ends_the_run
 from medtl.scans.geometry import fault
 from medtl.scans.headers import Header, Plane
 
@@ -43,7 +44,9 @@ def with_places(header: Header, dataset: Dataset) -> Header:
     try:
         slices, others = _vectors(header, dataset)
         first, said = _first(header.planes[0], dataset), dataset.get("NumberOfSlices")
-    except Exception:  # a value is decoded where it is first asked for: a strange one may raise anything
+    except Exception as error:  # a value is decoded where it is first asked for: a strange one may raise anything
+        if ends_the_run(error):
+            raise
         return header
     return _placed(header, slices, others, first, said)
 
