@@ -315,8 +315,12 @@ _GROUP_TAGS = frozenset(
     _TAG[keyword] for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 )
 _VENDOR_TAGS = frozenset(_TAG[keyword] for keyword in ("SiemensCreator", "GeCreator", "UihCreator", "PhilipsCreator"))
+# A series' identifier behind its study's, as they follow each other at the top of a data set and not in a reference to
+# another series; of lengths as explicit and implicit VR have them.
+_SERIES_BYTES = re.compile(
+    rb"\x20\0\x0d\0(?:UI..|.\0\0\0)[0-9.]{1,64}[\0 ]?\x20\0\x0e\0(?:UI..|.\0\0\0)([0-9.]{1,64})", re.DOTALL
+)
 # Functional groups whose first item says something about the frame (PS3.3 C.7.6.16.2); others hold references.
-_SERIES_BYTES = re.compile(rb"\x20\0\x0e\0(?:UI..|.\0\0\0)([0-9.]{1,64})", re.DOTALL)  # explicit, implicit VR
 _MACROS = (
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
     "FrameContentSequence", "MREchoSequence", "MRDiffusionSequence", "CardiacSynchronizationSequence",
@@ -755,9 +759,14 @@ def _hints_of(raws: tuple[bytes | None, ...]) -> Splits:
 
 def _numeric_splits(values: Values, keywords: Sequence[str]) -> Iterator[tuple[str, str]]:
     for keyword in keywords:
-        numbers = _soft_numbers(values, keyword) if keyword in _SOFT else _numbers(values, keyword)
+        numbers = _parting(values, keyword)
         if numbers:
             yield keyword, "\\".join(f"{number:.10g}" for number in numbers)
+
+
+def _parting(values: Values, keyword: str) -> tuple[float, ...] | None:
+    """Read what may part a series. Of what may say anything, nothing is no fault: places that repeat are refused."""
+    return _soft_numbers(values, keyword) if keyword in _SOFT else _numbers(values, keyword)
 
 
 def _splits(values: Values) -> Splits:
@@ -785,16 +794,15 @@ def _vendor_splits(values: Values, known: Set[str]) -> list[tuple[str, str]]:
     ge = _string(values, "GeCreator") == "GEMS_PARM_01"
     philips = _string(values, "PhilipsCreator") in ("Philips Imaging DD 001", "PHILIPS IMAGING DD 001")
     uih = _string(values, "UihCreator") == UIH_CREATOR
-    # what cannot be read of these parts nothing: places that repeat are then refused
     b_values = (siemens, "SiemensBValue"), (ge, "GeBValue"), (uih, "UihBValue"), (philips, "PhilipsBValue")
     for vendor, keyword in b_values:
-        numbers = _soft_numbers(values, keyword) if vendor and "DiffusionBValue" not in known else None
+        numbers = _parting(values, keyword) if vendor and "DiffusionBValue" not in known else None
         if numbers:
             # GE adds 1e9 to the b-value of some sequences, as a flag
             splits.append(("DiffusionBValue", f"{numbers[0] % 1e9 if ge else numbers[0]:.10g}"))
     for vendor, keyword in ((siemens, "SiemensDiffusionDirection"), (uih, "UihDiffusionDirection")):
-        direction = _soft_numbers(values, keyword) if vendor and "DiffusionGradientOrientation" not in known else None
-        if direction:
+        direction = _parting(values, keyword) if vendor else None
+        if direction and "DiffusionGradientOrientation" not in known:
             splits.append(("DiffusionGradientOrientation", "\\".join(f"{number:.10g}" for number in direction)))
     kind = _integer(values, "GeImageKind") if ge and "ComplexImageComponent" not in known else None
     if kind in range(4):
@@ -1108,8 +1116,8 @@ def _value(dataset: Dataset, number: int, keyword: str, vr: str) -> bytes | None
         return None
     try:
         return _encode(dataset, number, keyword, vr)
-    except Exception:
-        if keyword in _SOFT:
+    except Exception as error:  # a value is decoded where it is first asked for: a strange one may raise anything
+        if keyword in _SOFT and not isinstance(error, MemoryError):
             return None
         raise
 

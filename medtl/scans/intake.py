@@ -52,9 +52,8 @@ from medtl.scans.sources import SourceFile
 log = logging.getLogger(__name__)
 SCANS, EXCLUSIONS, ORIGINS, SIZES = "scans.json", "exclusions.json", "origins.json", "sizes.json"
 _SEGMENT_BYTES, _SEGMENT_UNITS = 256_000_000, 2000
-_PASSING = frozenset(
-    {"changed", "unreadable", "program_fault"}
-)  # refusals that say nothing of the bytes: tried again each time
+# Refusals that say nothing of the bytes: tried again each time.
+_PASSING = frozenset({"changed", "unreadable", "program_fault"})
 _NOT_SETTINGS = {"source", "key_file", "workers", "pacs", "stable_seconds", "max_archive_files", "max_archive_ratio"}
 
 

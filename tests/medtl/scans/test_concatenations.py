@@ -13,6 +13,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import EnhancedMRImageStorage, generate_uid
 
+from functional_groups import item
 from medtl.config import ScansConfig
 from medtl.pseudonyms import Pseudonymiser
 from medtl.scans.convert import Conversion, convert
@@ -25,13 +26,6 @@ CUTS = (0, 2, 5, 7)  # three parts: 2, 3 and 2 slices
 @pytest.fixture
 def slices() -> Array:
     return np.random.default_rng(0).integers(1, 3000, (7, 16, 20)).astype(np.uint16)
-
-
-def item(**attributes: Any) -> Dataset:
-    made = Dataset()
-    for keyword, value in attributes.items():
-        setattr(made, keyword, value)
-    return made
 
 
 def cut(dicom: Callable[..., Dataset], slices: Array, whole: str, cuts: Sequence[int] = CUTS) -> list[Dataset]:

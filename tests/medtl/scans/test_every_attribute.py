@@ -16,6 +16,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
 from pydicom.uid import EnhancedMRImageStorage
 
+from functional_groups import place_two_echoes
 from medtl.config import ScansConfig
 from medtl.pseudonyms import Pseudonymiser
 from medtl.scans.convert import convert
@@ -33,32 +34,13 @@ OTHERS |= dict.fromkeys(("UL", "FL", "FD", "OB", "UN"), LONGS)
 Path_ = tuple[int | BaseTag, ...]
 
 
-def item(**attributes: Any) -> Dataset:
-    made = Dataset()
-    for keyword, value in attributes.items():
-        setattr(made, keyword, value)
-    return made
-
-
 def enhanced(dicom: Callable[..., Dataset]) -> Dataset:
     """Make a multi-frame object of three places and two echoes."""
     pixels = np.random.default_rng(3).integers(1, 4000, (6, 16, 20)).astype(np.uint16)
     made = dicom(pixels[0], SOPClassUID=EnhancedMRImageStorage, Modality="MR", FrameOfReferenceUID="1.2.3")
     made.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
     made.NumberOfFrames, made.PixelData = 6, pixels.tobytes()
-    made.SharedFunctionalGroupsSequence = [item(
-        PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
-        PixelMeasuresSequence=[item(PixelSpacing=[0.5, 0.75], SliceThickness=2.0, SpacingBetweenSlices=3.0)],
-    )]  # fmt: skip
-    made.DimensionIndexSequence = [item(DimensionIndexPointer=0x00209057), item(DimensionIndexPointer=0x00180082)]
-    made.PerFrameFunctionalGroupsSequence = [
-        item(
-            PlanePositionSequence=[item(ImagePositionPatient=[0, 0, 3.0 * (frame // 2)])],
-            MREchoSequence=[item(EffectiveEchoTime=10.0 * (frame % 2 + 1))],
-            FrameContentSequence=[item(StackID="1", DimensionIndexValues=[frame // 2 + 1, frame % 2 + 1])],
-        )
-        for frame in range(6)
-    ]
+    place_two_echoes(made, 6)
     return made
 
 

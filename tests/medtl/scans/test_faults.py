@@ -163,7 +163,10 @@ def test_a_series_lacks_the_slice_that_the_program_failed_on(
 def test_the_series_of_a_file_is_found_by_the_look_of_its_bytes(
     tmp_path: Path, dicom: Callable[..., Dataset], implicit: bool
 ) -> None:
-    picture = dicom(np.ones((8, 8), np.uint16), SeriesInstanceUID=SERIES[1])
+    picture = dicom(np.ones((8, 8), np.uint16), SeriesInstanceUID=SERIES[1], StudyInstanceUID="1.2.55")
+    other = Dataset()
+    other.SeriesInstanceUID = SERIES[0]  # that it refers to: it comes first in the file
+    picture.ReferencedSeriesSequence = [other]
     if implicit:
         picture.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     picture.save_as(tmp_path / "x.dcm", enforce_file_format=True)

@@ -30,6 +30,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from functional_groups import item, place_two_echoes
 from medtl.errors import ScanError
 from medtl.pseudonyms import Pseudonymiser
 from medtl.scans.headers import (
@@ -45,13 +46,6 @@ from medtl.scans.headers import (
 SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
 PLACE = {"ImagePositionPatient": [-10.5, 20, 31.25], "ImageOrientationPatient": [1, 0, 0, 0, 0.8, -0.6]}
 PIXEL_TAG = b"\xe0\x7f\x10\x00OW\0\0"
-
-
-def item(**attributes: Any) -> Dataset:
-    made = Dataset()
-    for keyword, value in attributes.items():
-        setattr(made, keyword, value)
-    return made
 
 
 def slice_of(sop_class: str = CTImageStorage, syntax: str = ExplicitVRLittleEndian, **attributes: Any) -> Dataset:
@@ -85,20 +79,9 @@ def enhanced(syntax: str = ExplicitVRLittleEndian, frames: int = 4) -> Dataset:
     made = slice_of(EnhancedMRImageStorage, syntax, NumberOfFrames=frames, PixelData=bytes(48 * frames))
     for keyword in (*PLACE, "PixelSpacing", "SliceThickness", "RescaleSlope", "RescaleIntercept"):
         delattr(made, keyword)
-    made.SharedFunctionalGroupsSequence = [item(
-        PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
-        PixelMeasuresSequence=[item(PixelSpacing=[0.5, 0.75], SliceThickness=2.0, SpacingBetweenSlices=3.0)],
-    )]  # fmt: skip
-    made.DimensionIndexSequence = [item(DimensionIndexPointer=0x00209057), item(DimensionIndexPointer=0x00180082)]
-    made.PerFrameFunctionalGroupsSequence = [
-        item(
-            PlanePositionSequence=[item(ImagePositionPatient=[0, 0, 3.0 * (frame // 2)])],
-            MREchoSequence=[item(EffectiveEchoTime=10.0 * (frame % 2 + 1))],
-            PixelValueTransformationSequence=[item(RescaleSlope=2 + frame, RescaleIntercept=-5, RescaleType="US")],
-            FrameContentSequence=[item(StackID="1", DimensionIndexValues=[frame // 2 + 1, frame % 2 + 1])],
-        )
-        for frame in range(frames)
-    ]
+    place_two_echoes(made, frames)
+    for frame, group in enumerate(made.PerFrameFunctionalGroupsSequence):
+        group.PixelValueTransformationSequence = [item(RescaleSlope=2 + frame, RescaleIntercept=-5, RescaleType="US")]
     return made
 
 
@@ -330,6 +313,23 @@ def test_private_elements_count_only_under_their_creator(
         made = slice_of(MRImageStorage, syntax)
         made.private_block(group, name, create=True).add_new(element, vr, value)
         assert (split in read(written(made)).planes[0].splits) == there
+
+
+@pytest.mark.parametrize(
+    ("group", "creator", "element", "vr", "raw"),
+    [
+        (0x0019, "SIEMENS MR HEADER", 0x0C, "IS", b"many"),
+        (0x0019, "SIEMENS MR HEADER", 0x0E, "FD", b"\0\0\0\0\0\0\xf8\x7f"),
+        (0x0043, "GEMS_PARM_01", 0x39, "IS", b"many"),
+        (0x2001, "Philips Imaging DD 001", 0x03, "FL", b"\0\0\xc0\x7f"),
+    ],
+)
+def test_a_b_value_that_is_none_is_refused(group: int, creator: str, element: int, vr: str, raw: bytes) -> None:
+    made = slice_of(MRImageStorage)
+    made.private_block(group, creator, create=True)
+    tag = BaseTag(group << 16 | 0x1000 | element)
+    made._dict[tag] = RawDataElement(tag, vr, len(raw), raw, 0, False, True)
+    assert refusal(written(made)).code == "bad_header"
 
 
 def test_frames_of_a_dose_grid_lie_at_its_offsets_and_no_others_are_placed() -> None:
