@@ -11,7 +11,16 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give a home folder with a key of pseudonyms that is the same in every session.
+
+    Which patients train and which are tested follows from their pseudonyms: under a new key each time, what a small
+    network learns would be another thing each time too.
+    """
     folder = tmp_path_factory.mktemp("home")
+    key = folder / ".config" / "medtl" / "pseudonym.key"
+    key.parent.mkdir(parents=True, mode=0o700)
+    key.write_bytes(b"the key of every session of tests")
+    key.chmod(0o600)
     saved = dict(os.environ)
     os.environ.update(HOME=str(folder), XDG_CONFIG_HOME=str(folder / ".config"))
     for name in ("PREFECT_HOME", "PREFECT_API_URL"):
