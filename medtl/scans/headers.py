@@ -528,6 +528,8 @@ def _header(
     sop_class = _string(values, "SOPClassUID") or _uid(meta.get(META_CLASS))
     if sop_class is None:
         raise ScanError("bad_header", "looks like DICOM but names no SOP class: damaged, or not DICOM")
+    if constant["mosaic"] and planes is not None and _have_places_of_their_own(planes) and not _is_grid(values):
+        constant = {**constant, "mosaic": False}
     return Header(
         file_size=file_size,
         transfer_syntax=syntax,
@@ -584,6 +586,11 @@ def _declared(values: Values) -> int | None:
 def _is_grid(values: Values) -> bool:
     """Tell a grid of United Imaging by the number of its slices, whatever its image type says."""
     return _string(values, "UihCreator") == UIH_CREATOR and max(_soft_numbers(values, "UihSlices"), default=0) > 1
+
+
+def _have_places_of_their_own(planes: Sequence[Plane]) -> bool:
+    """Tell the slices of a mosaic that was taken apart: Siemens XA leaves ``MOSAIC`` in the image type."""
+    return len({plane.position_mm for plane in planes if plane.position_mm is not None}) > 1
 
 
 @lru_cache(maxsize=1024)

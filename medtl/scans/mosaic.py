@@ -1,15 +1,18 @@
 """Mosaics: the slices of one volume as tiles of one image. Pure.
 
 Siemens says how many tiles there are and which way they go in a private element (CSA image header, version 2); the
-position in the header is the one that an image of the mosaic's size would have around the same centre. United Imaging
-gives the number and, in a private sequence, the position of every slice (its "grid"). What does not fit is left to be
-refused (``mosaic``). Source: the layouts as SPM and dcm2niix read them; Siemens checked against dcm2niix's volumes of
-real scans, United Imaging against its volumes of objects made after the vendor's description.
+position in the header is the one that an image of the mosaic's size would have around the same centre. Where the
+first tile is the protocol's last slice (images numbered from head to foot), the positions that the protocol (CSA series
+header) gives must be those of the tiles from the last to the first. United Imaging gives the number and, in a private
+sequence, the position of every slice (its "grid"). What does not fit is left to be refused (``mosaic``). Source: the
+layouts as SPM and dcm2niix read them; Siemens checked against dcm2niix's volumes of real scans, United Imaging against
+its volumes of objects made after the vendor's description.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import replace
 from io import BytesIO
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medtl.errors import ScanError
-from medtl.records import AnyArray
+from medtl.records import AnyArray, FloatArray
 from medtl.scans.faults import ends_the_run
 from medtl.scans.geometry import GAP_TOLERANCE, Placed, Volume, as_rows, displacement_mm, fault, measure, unevenness
 from medtl.scans.headers import UIH_CREATOR, Header, Plane, Tiles, Vector
@@ -26,12 +29,16 @@ from medtl.scans.headers import UIH_CREATOR, Header, Plane, Tiles, Vector
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_CSA = (0x0029, 0x1010)
+_CSA_GROUP, _CSA_CREATOR, _CSA_IMAGE, _CSA_SERIES = 0x0029, "SIEMENS CSA HEADER", 0x10, 0x20
+_PROTOCOL = re.compile(r"### ASCCONV BEGIN(.*?)### ASCCONV END", re.DOTALL)
+_CENTRE = re.compile(r"^sSliceArray\.asSlice\[(\d{1,4})\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*(\S{1,32})", re.MULTILINE)
+_COUNT = re.compile(r"^sSliceArray\.lSize\s*=\s*(\d{1,4})\s*$", re.MULTILINE)
 _UIH_GROUP, _UIH_SLICES, _UIH_SEQUENCE = 0x0065, 0x50, 0x51
 _MARK = b"SV10"
 _MOST_FIELDS, _MOST_ITEMS = 1000, 1000
 _ALONG = 0.999  # cosine between the tiles' direction and the normal
 _ASIDE_MM = 0.1  # that a slice may lie beside the line through the first and the last one
+_PLANNED_MM = 0.1  # that a slice may lie from where the protocol has it
 
 
 def with_tiles(header: Header, dataset: Dataset) -> Header:
@@ -39,28 +46,71 @@ def with_tiles(header: Header, dataset: Dataset) -> Header:
     plane = header.planes[0] if len(header.planes) == 1 else None
     if plane is None or header.samples != 1:
         return header
-    tiles = _siemens(header, plane, dataset) if _CSA in dataset else _united_imaging(header, plane, dataset)
+    fields = _csa(dataset, _CSA_IMAGE)
+    tiles = _united_imaging(header, plane, dataset) if fields is None else _siemens(header, plane, dataset, fields)
     if tiles is None or header.rows % tiles.down or header.columns % tiles.across:
         return header
     return replace(header, tiles=tiles)
 
 
-def _siemens(header: Header, plane: Plane, dataset: Dataset) -> Tiles | None:
-    value = dataset[_CSA].value
-    fields = read_csa(value) if isinstance(value, bytes) else {}
+def _siemens(header: Header, plane: Plane, dataset: Dataset, fields: dict[str, list[str]]) -> Tiles | None:
     try:
         count = int(fields["NumberOfImagesInMosaic"][0])
         x, y, z = (float(text) for text in fields["SliceNormalVector"][:3])
         first = int(fields["ProtocolSliceNumber"][0])
     except (KeyError, IndexError, ValueError):
         return None
-    if fault(plane) or plane.orientation is None or not plane.between_mm or count < 2 or first != 0:
+    if fault(plane) or plane.orientation is None or not plane.between_mm or count < 2 or first not in (0, count - 1):
         return None
     row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
     if not (abs(float(np.cross(row, column) @ (x, y, z))) > _ALONG and plane.between_mm > 0):
         return None
     across = math.ceil(math.sqrt(count))
-    return Tiles(count, across, across, (x, y, z), plane.between_mm)
+    tiles = Tiles(count, across, across, (x, y, z), plane.between_mm)
+    return tiles if first == 0 or _are_in_reverse(_centres(header, plane, tiles), dataset) else None
+
+
+def _centres(header: Header, plane: Plane, tiles: Tiles) -> FloatArray:
+    """Give the middles of the tiles as a protocol has them: (count, 3), LPS, mm, at pixel ``rows / 2, columns / 2``."""
+    assert plane.orientation and plane.spacing_mm and plane.position_mm
+    right, down = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
+    between_rows, between_columns = plane.spacing_mm
+    middle = right * between_columns * header.columns / 2 + down * between_rows * header.rows / 2
+    steps = np.arange(tiles.count)[:, None] * np.array(tiles.normal) * tiles.between_mm
+    centres: FloatArray = np.array(plane.position_mm) + middle + steps
+    return centres
+
+
+def _are_in_reverse(centres: FloatArray, dataset: Dataset) -> bool:
+    """Tell whether tiles lie where the protocol has its slices, from the last one to the first."""
+    fields = _csa(dataset, _CSA_SERIES) or {}
+    planned = _planned("".join(fields.get("MrPhoenixProtocol") or fields.get("MrProtocol") or []))
+    return planned.shape == centres.shape and bool(np.max(np.abs(planned[::-1] - centres)) <= _PLANNED_MM)
+
+
+def _planned(text: str) -> FloatArray:
+    """Read the middles of the slices from a protocol, (count, 3), LPS in mm; a coordinate that is zero is left out."""
+    found = _PROTOCOL.search(text)
+    size = found and _COUNT.search(found[1])
+    if found is None or not size:
+        return np.empty((0, 3))
+    centres = np.zeros((int(size[1]), 3))
+    try:
+        for number, axis, value in _CENTRE.findall(found[1]):
+            if int(number) < len(centres):
+                centres[int(number), ("Sag", "Cor", "Tra").index(axis)] = float(value)
+    except ValueError:
+        return np.empty((0, 3))
+    return centres
+
+
+def _csa(dataset: Dataset, element: int) -> dict[str, list[str]] | None:
+    """Read a CSA header, from where its creator made room for it; ``None`` where there is none."""
+    try:
+        value = dataset.private_block(_CSA_GROUP, _CSA_CREATOR)[element].value
+    except KeyError:
+        return None
+    return read_csa(value) if isinstance(value, bytes) else {}
 
 
 def _united_imaging(header: Header, plane: Plane, dataset: Dataset) -> Tiles | None:

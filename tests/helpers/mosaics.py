@@ -27,6 +27,23 @@ def csa(**fields: list[str]) -> bytes:
     return out
 
 
+def with_fields(header: bytes, **fields: list[str]) -> bytes:
+    """Give a CSA header, version 2, with other values of some fields, which must fit where the old ones are."""
+    data, at = bytearray(header), 16
+    for _ in range(struct.unpack_from("<I", header, 8)[0]):
+        name, items = struct.unpack_from("<64s12xi4x", data, at)
+        at += 84
+        values = fields.get(name.split(b"\0")[0].decode(), [])
+        for number in range(items):
+            length = struct.unpack_from("<4i", data, at)[1]
+            at += 16
+            if number < len(values):
+                assert len(values[number]) <= length
+                data[at : at + length] = values[number].encode().ljust(length, b"\0")
+            at += (length + 3) // 4 * 4
+    return bytes(data)
+
+
 def tiled(dicom: Callable[..., Dataset], slices: Array, across: int, down: int) -> Dataset:
     """Make an MR image of ``across`` x ``down`` tiles; those behind the last slice are zero."""
     height, width = slices.shape[1:]
@@ -41,15 +58,29 @@ def tiled(dicom: Callable[..., Dataset], slices: Array, across: int, down: int) 
     return header
 
 
-def mosaic(dicom: Callable[..., Dataset], slices: Array, **fields: list[str]) -> Dataset:
-    """Make a mosaic of Siemens; ``fields`` are those of its CSA header."""
+def mosaic(dicom: Callable[..., Dataset], slices: Array, protocol: str | None = None, **fields: list[str]) -> Dataset:
+    """Make a mosaic of Siemens; ``fields`` are those of its CSA image header, ``protocol`` is in that of the series."""
     across = math.ceil(math.sqrt(len(slices)))
     header = tiled(dicom, slices, across, across)
     header.ImageType = ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
     header.ImagePositionPatient, header.PixelSpacing = [-60, -48, 10], [2, 2]
     if fields:
-        header.private_block(0x0029, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", csa(**fields))
+        block = header.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+        block.add_new(0x10, "OB", csa(**fields))
+        if protocol is not None:
+            block.add_new(0x20, "OB", csa(MrPhoenixProtocol=[protocol]))
     return header
+
+
+def protocol_of(middles: list[list[float]]) -> str:
+    """Write the part of a protocol that says where the slices are; a coordinate that is zero is left out."""
+    lines = [f"sSliceArray.lSize\t = \t{len(middles)}"]
+    for number, middle in enumerate(middles):
+        for axis, value in zip(("Sag", "Cor", "Tra"), middle, strict=True):
+            if value:
+                lines.append(f"sSliceArray.asSlice[{number}].sPosition.d{axis}\t = \t{value}")
+        lines.append(f"sSliceArray.asSlice[{number}].sNormal.dTra\t = \t1.0")
+    return "<XProtocol>\n### ASCCONV BEGIN object=x ###\n" + "\n".join(lines) + "\n### ASCCONV END ###\n"
 
 
 def grid(dicom: Callable[..., Dataset], slices: Array, positions: list[list[float]], **attributes: Any) -> Dataset:

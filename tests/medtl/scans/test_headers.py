@@ -341,6 +341,25 @@ def test_frames_of_a_dose_grid_lie_at_its_offsets_and_no_others_are_placed() -> 
     assert [plane.position_mm for plane in read(written(slice_of(**many))).planes] == [None] * 3
 
 
+def test_a_mosaic_that_the_scanner_took_apart_is_none() -> None:
+    """Siemens XA leaves the word in the image type; source: rordenlab/dcm2niix issue 553."""
+    made = enhanced()
+    made.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+    data = written(made)
+    both(data)
+    assert not read(data).mosaic
+    for group in made.PerFrameFunctionalGroupsSequence:  # frames that each are a whole mosaic share their place
+        group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 0]
+    assert read(written(made)).mosaic
+    one = enhanced(frames=1)
+    one.ImageType = made.ImageType
+    assert read(written(one)).mosaic
+    grids = enhanced()
+    block = grids.private_block(0x0065, "Image Private Header", create=True)
+    block.add_new(0x50, "DS", "9")
+    assert read(written(grids)).mosaic
+
+
 def test_a_mosaic_a_lut_and_an_executable_are_recognised() -> None:
     made = slice_of(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])
     made.ModalityLUTSequence = [item(LUTExplanation="x")]

@@ -18,7 +18,7 @@ from medtl.config import ScansConfig
 from medtl.pseudonyms import Pseudonymiser
 from medtl.scans.convert import convert
 from medtl.scans.mosaic import read_csa
-from mosaics import UP, WHOLE, csa, grid, mosaic
+from mosaics import UP, WHOLE, csa, grid, mosaic, protocol_of
 
 NAMES = Pseudonymiser(b"0123456789abcdef")
 COUNT, ROWS, COLUMNS = 6, 16, 20
@@ -89,6 +89,78 @@ def test_a_mosaic_without_a_sound_place_is_refused_and_the_rest_goes_on(
     done = taken(tmp_path, broken, tmp_path.parent / "out")
     assert len(done.volumes) == 1
     assert [one.code for one in done.refused] == [code]
+
+
+# Images numbered from head to foot: the first tile is the last slice of the protocol. The middle of a mosaic of 60 x 48
+# pixels of 2 mm at (-60, -48) is (0, 0); the tiles go down from 10 mm, in steps of 4.
+DOWN = {**WHOLE, "SliceNormalVector": ["0.0", "0.0", "-1.0"], "ProtocolSliceNumber": ["5"]}
+PLANNED: list[list[float]] = [[0.0, 0.0, -10.0 + 4 * number] for number in range(COUNT)]
+
+
+def test_a_mosaic_from_head_to_foot_is_what_dcm2niix_makes_of_it(
+    tmp_path: Path, dicom: Callable[..., Dataset], slices: np.ndarray[Any, Any]
+) -> None:
+    converter = pytest.importorskip("dcm2niix").bin
+    header = mosaic(dicom, slices, protocol_of(PLANNED), **DOWN)
+    header.Manufacturer = "SIEMENS"
+    (volume,) = taken(tmp_path / "in", header, tmp_path / "out").volumes
+    ours = nibabel.load(tmp_path / "out" / volume.output)
+    assert isinstance(ours, nibabel.Nifti1Image)
+    assert np.array_equal(np.asarray(ours.dataobj).T, slices)
+    for number in range(COUNT):
+        assert np.allclose(ours.affine @ [0, 0, number, 1], [60 - 40, 48 - 32, 10 - 4 * number, 1])
+    (tmp_path / "theirs").mkdir()
+    command = [converter, "-z", "n", "-f", "x", "-o", str(tmp_path / "theirs"), str(tmp_path / "in")]
+    subprocess.run(command, check=True, capture_output=True)
+    ours, theirs = (nibabel.as_closest_canonical(one) for one in (ours, nibabel.load(tmp_path / "theirs" / "x.nii")))
+    assert np.array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
+    assert np.allclose(ours.affine, theirs.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "fields"),
+    [
+        (None, DOWN),
+        ("", DOWN),
+        (protocol_of(PLANNED).replace("lSize", "lOther"), DOWN),
+        (protocol_of(PLANNED).replace("ASCCONV END", "ASCCONV"), DOWN),
+        (protocol_of(PLANNED).replace("-10.0", "ten"), DOWN),
+        (protocol_of(PLANNED[::-1]), DOWN),
+        (protocol_of(PLANNED[1:]), DOWN),
+        (protocol_of([*PLANNED[:-1], [0.0, 0.0, 10.2]]), DOWN),
+        (protocol_of([[1.0, *rest] for _, *rest in PLANNED]), DOWN),
+        (protocol_of([[0.0, 0.0, float("nan")], *PLANNED[1:]]), DOWN),
+        (protocol_of(PLANNED), {**DOWN, "SliceNormalVector": ["0.0", "0.0", "1.0"]}),
+        (protocol_of([[0.0, 0.0, 10.0 + 4 * n] for n in range(COUNT)]), {**DOWN, "SliceNormalVector": ["0", "0", "1"]}),
+        (protocol_of(PLANNED), {**DOWN, "ProtocolSliceNumber": ["4"]}),
+        (protocol_of(PLANNED), {**DOWN, "ProtocolSliceNumber": ["-1"]}),
+    ],
+    ids=[
+        "no protocol", "an empty one", "no number", "no end", "no coordinate", "the other order", "one too few",
+        "the first tile aside", "all aside", "not finite", "the other way", "upwards from the last", "the last but one",
+        "less than none",
+    ],
+)  # fmt: skip
+def test_a_mosaic_from_head_to_foot_must_lie_where_the_protocol_has_its_slices(
+    tmp_path: Path,
+    dicom: Callable[..., Dataset],
+    slices: np.ndarray[Any, Any],
+    protocol: str | None,
+    fields: dict[str, list[str]],
+) -> None:
+    done = taken(tmp_path / "in", mosaic(dicom, slices, protocol, **fields), tmp_path / "out")
+    assert (done.volumes, [one.code for one in done.refused]) == ((), ["mosaic"])
+
+
+def test_the_csa_header_is_where_its_creator_made_room_for_it(
+    tmp_path: Path, dicom: Callable[..., Dataset], slices: np.ndarray[Any, Any]
+) -> None:
+    header = mosaic(dicom, slices)
+    header.private_block(0x0029, "SIEMENS MEDCOM HEADER", create=True).add_new(0x10, "OB", b"else")
+    header.private_block(0x0029, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", csa(**WHOLE))
+    assert (0x0029, 0x1110) in header
+    (volume,) = taken(tmp_path / "in", header, tmp_path / "out").volumes
+    assert volume.shape == (COUNT, ROWS, COLUMNS)
 
 
 def test_a_damaged_csa_header_gives_nothing() -> None:

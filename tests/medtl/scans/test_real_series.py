@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+from pydicom import Dataset, dcmread
+from pydicom.valuerep import DSfloat
 
 from medtl.artifacts import Store
 from medtl.config import ScansConfig
 from medtl.pseudonyms import Pseudonymiser
 from medtl.scans.convert import convert
 from medtl.scans.intake import ingest, read_exclusions, read_scans
+from medtl.scans.mosaic import read_csa
 from medtl.scans.sources import SourceIndex, survey
+from mosaics import with_fields
 
 pytestmark = pytest.mark.data
 NAMES = Pseudonymiser(b"0123456789abcdef")
@@ -50,6 +56,40 @@ def test_every_volume_is_the_one_that_dcm2niix_made(scans: Path, tmp_path: Path,
             if r.shape == values.shape and np.allclose(a, affine, atol=2e-3) and (r == values).all()
         ]
         assert same, volume.output
+
+
+def from_head_to_foot(path: Path) -> Dataset:
+    """Number the images of a mosaic the other way, as a scanner can be told to: the last slice is the first tile."""
+    scan = dcmread(path)
+    csa = scan[0x0029, 0x1010].value
+    count = int(read_csa(csa)["NumberOfImagesInMosaic"][0])
+    across = math.ceil(math.sqrt(count))
+    side = scan.Rows // across
+    image = scan.pixel_array
+    tiles = [image[n // across * side :, n % across * side :][:side, :side].copy() for n in range(count)]
+    turned = image.copy()
+    for n, tile in enumerate(reversed(tiles)):
+        turned[n // across * side :, n % across * side :][:side, :side] = tile
+    scan.PixelData = turned.tobytes()
+    normal = np.array([float(part) for part in read_csa(csa)["SliceNormalVector"][:3]])
+    last = np.array(scan.ImagePositionPatient) + normal * scan.SpacingBetweenSlices * (count - 1)
+    scan.ImagePositionPatient = [DSfloat(value, auto_format=True) for value in last]
+    fields = {"SliceNormalVector": [f"{-x:.8f}" for x in normal], "ProtocolSliceNumber": [str(count - 1)]}
+    scan[0x0029, 0x1010].value = with_fields(csa, **fields)
+    return scan
+
+
+@pytest.mark.parametrize("path", ["dcm_qa_nih/In/20180918Si/mr_0003/epi_pe_ap-00001.dcm", "dcm_qa_ts/In/1.dcm"])
+def test_a_mosaic_numbered_from_head_to_foot_is_the_same_volume(scans: Path, tmp_path: Path, path: str) -> None:
+    (tmp_path / "in").mkdir()
+    from_head_to_foot(scans / path).save_as(tmp_path / "in" / "x.dcm")
+    (other,) = convert(tmp_path / "in", tmp_path / "other", CONFIG, NAMES).volumes
+    shutil.copy(scans / path, tmp_path / "in" / "x.dcm")
+    (usual,) = convert(tmp_path / "in", tmp_path / "usual", CONFIG, NAMES).volumes
+    ((values, affine),) = volumes(tmp_path / "other" / other.output)
+    ((wanted, at),) = volumes(tmp_path / "usual" / usual.output)
+    assert np.array_equal(values, wanted)
+    assert np.allclose(affine, at, atol=1e-4)
 
 
 def test_what_is_no_sound_volume_is_left_out_by_name(scans: Path, tmp_path: Path) -> None:
