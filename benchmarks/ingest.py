@@ -1,10 +1,11 @@
 """A folder of DICOM series to NIfTI on disk: medtl with all its checks on, beside what people use, and the floor.
 
-Every contender is one process that turns the same folder into one NIfTI file per series. Of programs (dcm2niix, and
-`medtl convert` as it is typed) the whole wall time counts; of libraries, medtl's among them, the time after they are
-imported. The floor reads every byte and writes as many, and does nothing else. Contenders are interleaved, the first
-round is dropped, and the median is given. Peak memory is of the process. The last table is a second ingest into a
-workspace: all files unchanged, then one file more.
+Every contender turns the same folder into one NIfTI file per series, in a process of its own. A program (dcm2niix, and
+`medtl convert` as it is typed) is started in every round, and its whole wall time counts; a library (medtl among them)
+has one process for all rounds, so that imports and the first, uncounted round are not measured. The floor reads every
+byte and writes as many, and does nothing else. Contenders are interleaved, in another order each round (what one leaves
+of free memory is the next one's), and the median is given. Peak memory is of the process. The last table is a second
+ingest into a workspace: all files unchanged, then one file more.
 
     python benchmarks/ingest.py [--json] [--quick] [--source FOLDER] [--cases plain,rle,j2k]
 """
@@ -14,18 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 SERIES, SLICES, SIDE = 20, 120, 512
 PYTHON = (sys.executable, __file__, "--run")
+TOOK = "seconds: "  # before the figure that a library's process prints
 
 
 # ---------------------------------------------------------------------------------------------------- the scans
@@ -201,29 +206,60 @@ def contenders(case: str, quick: bool) -> dict[str, tuple[Sequence[str], int]]:
     return rows
 
 
-def once(command: Sequence[str], source: Path, root: Path) -> tuple[float, float, int]:
-    """Run a contender; give seconds, peak memory in MB, and bytes written."""
-    out = root / "out"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    ours = command[: len(PYTHON)] == PYTHON
-    niix = Path(command[0]).name == "dcm2niix"
-    arguments = [*command, "-o", str(out), str(source)] if niix else [*command, str(source), str(out)]
-    os.sync()  # what the one before wrote is not to be paid by this one
-    started = time.perf_counter()
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    text = process.stdout.read()
-    process.stdout.close()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - started
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(map(str, command))} failed ({process.returncode}); without it the table is no use")
-    if ours:
-        seconds = float(json.loads(text.splitlines()[-1])["seconds"])
-    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return seconds, used.ru_maxrss / 1024, written
+class Library:
+    """A contender whose process lives through all rounds."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = command
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def __call__(self, source: Path, out: Path) -> float:
+        """Convert once; give the seconds."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{json.dumps([str(source), str(out)])}\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith(TOOK):
+                return float(line.removeprefix(TOOK))
+        raise SystemExit(f"{' '.join(map(str, self.command))} ended; without it the table is no use")
+
+    def peak_mb(self) -> float:
+        """End the process; give the most memory that it had."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.process.stdout.read()
+        self.process.stdout.close()
+        _, status, used = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        return used.ru_maxrss / 1024
+
+
+class Program:
+    """A contender that is started in every round."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command, self.peak = command, 0.0
+
+    def __call__(self, source: Path, out: Path) -> float:
+        """Convert once; give the seconds."""
+        niix = Path(self.command[0]).name == "dcm2niix"
+        arguments = [*self.command, "-o", str(out), str(source)] if niix else [*self.command, str(source), str(out)]
+        started = time.perf_counter()
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - started
+        if process.returncode != 0:
+            words = " ".join(map(str, self.command))
+            raise SystemExit(f"{words} failed ({process.returncode}); without it the table is no use")
+        self.peak = max(self.peak, used.ru_maxrss / 1024)
+        return seconds
+
+    def peak_mb(self) -> float:
+        """Give the most memory that it had in any round."""
+        return self.peak
 
 
 def measure(case: str, source: Path, root: Path, repeats: int, quick: bool) -> list[dict[str, Any]]:
@@ -236,25 +272,34 @@ def measure(case: str, source: Path, root: Path, repeats: int, quick: bool) -> l
         for folder in series[:count]:
             if not (some[count] / folder.name).exists():
                 shutil.copytree(folder, some[count] / folder.name, copy_function=os.link)
-    runs: dict[str, list[tuple[float, float, int]]] = {}
+    all_of_them = contenders(case, quick)
+    started: dict[str, Library | Program] = {
+        name: Library(command) if command[: len(PYTHON)] == PYTHON else Program(command)
+        for name, (command, _) in all_of_them.items()
+    }
+    runs: dict[str, list[float]] = {}
+    written: dict[str, int] = {}
+    out = root / "out"
     for repeat in range(repeats + 1):
-        for name, (command, limit) in contenders(case, quick).items():
-            taken = once(command, some[limit], root)
+        for name in random.Random(repeat).sample(list(all_of_them), len(all_of_them)):
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            os.sync()  # what the one before wrote is not to be paid by this one
+            seconds = started[name](some[all_of_them[name][1]], out)
             if repeat or quick:
-                runs.setdefault(name, []).append(taken)
+                runs.setdefault(name, []).append(seconds)
+            written[name] = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     rows = []
-    for name, (_, limit) in contenders(case, quick).items():
+    for name, (_, limit) in all_of_them.items():
         files = sum(1 for path in some[limit].rglob("*") if path.is_file())
-        seconds = median(run[0] for run in runs[name])
-        memory = max(run[1] for run in runs[name])
         rows.append(
             {
                 "case": case,
                 "name": name,
-                "median": files / seconds,
+                "median": files / median(runs[name]),
                 "unit": "files/s",
-                "peak_mb": memory,
-                "bytes": runs[name][0][2],
+                "peak_mb": started[name].peak_mb(),
+                "bytes": written[name],
             }
         )
     best = next(row["median"] for row in rows if row["name"] == "medtl, two threads")
@@ -306,6 +351,12 @@ def measure_second(source: Path, root: Path, repeats: int) -> list[dict[str, Any
     ]
 
 
+def apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call in a process of its own: a contender begins with the memory of the one that started it, as Linux counts."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print a case as a table."""
     from rich.console import Console
@@ -320,32 +371,26 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def child(arguments: Sequence[str]) -> None:
-    """Be one contender."""
-    name, threads, source, out = arguments[0], int(arguments[1]), Path(arguments[2]), Path(arguments[3])
-    work: dict[str, Callable[[], int]] = {
-        "medtl": lambda: run_medtl(source, out, threads),
-        "medtl-gz": lambda: run_medtl(source, out, threads, gzip=True),
-        "floor": lambda: run_floor(source, out, threads),
-        "simpleitk": lambda: run_simpleitk(source, out),
-        "monai": lambda: run_monai(source, out),
+def child(name: str, threads: int) -> None:
+    """Be one contender that is a library: convert what standard input names, line by line."""
+    work: dict[str, Callable[[Path, Path], int]] = {
+        "medtl": lambda source, out: run_medtl(source, out, threads),
+        "medtl-gz": lambda source, out: run_medtl(source, out, threads, gzip=True),
+        "floor": lambda source, out: run_floor(source, out, threads),
+        "simpleitk": run_simpleitk,
+        "monai": run_monai,
     }
-    if name == "simpleitk":
-        import SimpleITK
-
-        SimpleITK.Image(1, 1, SimpleITK.sitkUInt8)
-    if name == "monai":
-        import monai.data
-        import monai.transforms  # noqa: F401
-    started = time.perf_counter()
-    volumes = work[name]()
-    print(json.dumps({"volumes": volumes, "seconds": time.perf_counter() - started}))
+    for line in sys.stdin:
+        source, out = map(Path, json.loads(line))
+        started = time.perf_counter()
+        work[name](source, out)
+        print(f"{TOOK}{time.perf_counter() - started}", flush=True)
 
 
 def main() -> None:
     """Run, print the tables, and the figures for machines."""
     if sys.argv[1:2] == ["--run"]:
-        child(sys.argv[2:])
+        child(sys.argv[2], int(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
@@ -359,11 +404,11 @@ def main() -> None:
         root = Path(name)
         for case in filter(None, arguments.cases.split(",")):
             few = max(2, series // 5) if case == "j2k" else series
-            write_series(root / case, few, slices, SIDE, case)
+            apart(write_series, root / case, few, slices, SIDE, case)
             found = measure(case, root / case, root, repeats, arguments.quick)
             show(f"{few} CT series x {slices} slices, {SIDE} x {SIDE}, int16, {case}", found)
             if case == "plain":
-                again = measure_second(root / case, root, repeats)
+                again = apart(measure_second, root / case, root, repeats)
                 show(f"the same {few * slices} files into a workspace", again)
                 found += again
             rows += found
