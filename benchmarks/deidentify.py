@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import subprocess
 import tempfile
@@ -210,8 +211,7 @@ def measure(contenders: dict[str, Callable[[], None]], out: Path, repeats: int) 
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for repeat in range(repeats + 1):
-        first = repeat % len(names)
-        for name in names[first:] + names[:first]:
+        for name in random.Random(repeat).sample(names, len(names)):
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             os.sync()  # nobody pays for what the one before wrote
