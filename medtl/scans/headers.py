@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from io import BytesIO
+from itertools import pairwise
 from logging import LogRecord
-from math import isfinite
+from math import dist, isfinite
 from struct import Struct
 from struct import error as struct_error
 from threading import RLock
@@ -589,8 +590,15 @@ def _is_grid(values: Values) -> bool:
 
 
 def _have_places_of_their_own(planes: Sequence[Plane]) -> bool:
-    """Tell the slices of a mosaic that was taken apart: Siemens XA leaves ``MOSAIC`` in the image type."""
-    return len({plane.position_mm for plane in planes if plane.position_mm is not None}) > 1
+    """Tell the slices of a mosaic that was taken apart: Siemens XA leaves ``MOSAIC`` in the image type.
+
+    Whole mosaics that follow a moving head differ in place too, but by less than slices do.
+    """
+    thinnest = min((plane.thickness_mm or 0.0 for plane in planes), default=0.0)
+    places = sorted({tuple(round(mm, 2) for mm in plane.position_mm or ()) for plane in planes})
+    if len(places) < 2 or not all(places) or not thinnest > 0:
+        return False
+    return min(dist(one, other) for one, other in pairwise(places)) >= thinnest / 2
 
 
 @lru_cache(maxsize=1024)

@@ -105,11 +105,14 @@ def _planned(text: str) -> FloatArray:
 
 
 def _csa(dataset: Dataset, element: int) -> dict[str, list[str]] | None:
-    """Read a CSA header, from where its creator made room for it; ``None`` where there is none."""
+    """Read a CSA header, from where its creator made room for it, or the usual place; ``None`` where there is none."""
     try:
         value = dataset.private_block(_CSA_GROUP, _CSA_CREATOR)[element].value
-    except KeyError:
-        return None
+    except KeyError:  # de-identification may take the creator and leave the rest: its first bytes say what it is
+        usual = (_CSA_GROUP, 0x1000 + element)
+        if usual not in dataset:
+            return None
+        value = dataset[usual].value
     return read_csa(value) if isinstance(value, bytes) else {}
 
 

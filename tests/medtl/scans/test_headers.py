@@ -348,9 +348,12 @@ def test_a_mosaic_that_the_scanner_took_apart_is_none() -> None:
     data = written(made)
     both(data)
     assert not read(data).mosaic
-    for group in made.PerFrameFunctionalGroupsSequence:  # frames that each are a whole mosaic share their place
-        group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 0]
-    assert read(written(made)).mosaic
+    thickness = read(data).planes[0].thickness_mm
+    assert thickness
+    for step in (0, 0.1 * thickness):  # frames that each are a whole mosaic share their place, or follow a moving head
+        for frame, group in enumerate(made.PerFrameFunctionalGroupsSequence):
+            group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, frame * step]
+        assert read(written(made)).mosaic
     one = enhanced(frames=1)
     one.ImageType = made.ImageType
     assert read(written(one)).mosaic

@@ -163,6 +163,15 @@ def test_the_csa_header_is_where_its_creator_made_room_for_it(
     assert volume.shape == (COUNT, ROWS, COLUMNS)
 
 
+def test_a_csa_header_whose_creator_was_taken_away_is_read_all_the_same(
+    tmp_path: Path, dicom: Callable[..., Dataset], slices: np.ndarray[Any, Any]
+) -> None:
+    header = mosaic(dicom, slices, **WHOLE)
+    del header[0x0029, 0x0010]
+    (volume,) = taken(tmp_path / "in", header, tmp_path / "out").volumes
+    assert volume.shape == (COUNT, ROWS, COLUMNS)
+
+
 def test_a_damaged_csa_header_gives_nothing() -> None:
     whole = csa(**WHOLE)
     assert read_csa(whole) == WHOLE
